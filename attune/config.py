@@ -1,0 +1,204 @@
+"""The whole configuration: one TOML file, one section per program plus shared ones, frozen and checked once at the entry.
+
+Defaults < file < environment (`ATTUNE_SERVE__PORT=8010` sets `port` in `[serve]`). Unknown keys are refused. Secrets are not here.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attune.errors import ConfigError
+
+DEMO_MODEL = "smollm2-135m-instruct"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(_Section):
+    """Which language model is served and learned."""
+
+    path: str = DEMO_MODEL
+    """`smollm2-135m-instruct` (prepared from an installed package), a folder, or a hub id."""
+    revision: str | None = None
+    max_context_tokens: Count = 2048
+    lora_rank: Count = 16
+    lora_alpha: Count = 32
+    lora_top_layers: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the layers, from the top, that carry an adapter."""
+
+
+class ServeSection(_Section):
+    """The HTTP server and its engine."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    num_candidates: Annotated[int, Field(ge=1, le=16)] = 4
+    default_max_tokens: Count = 256
+    max_body_bytes: Count = 1_000_000
+    max_messages: Count = 256
+    kv_cache_bytes: Count = 1_000_000_000
+    max_concurrent_requests: Count = 64
+    pessimism: Annotated[float, Field(ge=0.0)] = 0.5
+    """Standard deviations of utility taken off the mean when candidates are ranked."""
+    token_lifetime_s: Positive = 7 * 24 * 3600.0
+    fingerprint_tolerance_nats: Positive = 0.15
+    """Largest mean |difference| between the engine's and the learner's log-probs of a new version."""
+    seed: int | None = None
+
+
+class BusSection(_Section):
+    """How events travel from serve to feedback."""
+
+    kind: Literal["embedded", "kafka"] = "embedded"
+    bootstrap: str = ""
+    topic_prefix: str = "attune"
+    partitions: Count = 4
+
+
+class StoreSection(_Section):
+    """Where rows live."""
+
+    url: str = ""
+    """SQLAlchemy URL; empty means SQLite under the home folder."""
+
+
+class FeedbackSection(_Section):
+    """The consumer."""
+
+    batch_events: Count = 200
+    max_dead_letters_in_a_row: Count = 100
+    orphan_lifetime_s: Positive = 7 * 24 * 3600.0
+    metrics_port: Port = 0
+    """0 switches the Prometheus listener off."""
+
+
+class LearnerSection(_Section):
+    """The learner's loop."""
+
+    poll_interval_s: Positive = 0.5
+    min_votes_per_update: Count = 8
+    max_vote_wait_s: Positive = 60.0
+    """A vote is learned after this long even if there are fewer than `min_votes_per_update`."""
+    max_groups_per_update: Count = 16
+    threads: Count = 1
+    nice: Annotated[int, Field(ge=0, le=19)] = 10
+    policy_lr: Positive = 3e-4
+    optimizer_steps: Count = 2
+    kl_beta: Annotated[float, Field(ge=0.0)] = 0.1
+    kl_budget_nats: Positive = 6.0
+    """Budget per sequence; beyond it `kl_hinge` is taken off the reward per nat."""
+    kl_hinge: Annotated[float, Field(ge=0.0)] = 0.3
+    kl_limit_nats: Positive = 30.0
+    """A version whose mean KL per sequence lies above this is not published as champion."""
+    pessimism: Annotated[float, Field(ge=0.0)] = 0.5
+    clip_low: Positive = 0.2
+    clip_high: Positive = 0.28
+    max_staleness_versions: Count = 8
+    grad_clip: Positive = 1.0
+    seed: int = 0
+    metrics_port: Port = 0
+
+
+class Config(_Section):
+    """The effective configuration of one deployment."""
+
+    home: Path = Path(".attune")
+    model: ModelSection = ModelSection()
+    serve: ServeSection = ServeSection()
+    bus: BusSection = BusSection()
+    store: StoreSection = StoreSection()
+    feedback: FeedbackSection = FeedbackSection()
+    learner: LearnerSection = LearnerSection()
+
+    @property
+    def model_folder(self) -> str:
+        """Folder or hub id to load the base model from."""
+        return str(self.home / "models" / DEMO_MODEL) if self.model.path == DEMO_MODEL else self.model.path
+
+    @property
+    def store_url(self) -> str:
+        return self.store.url or f"sqlite:///{self.home / 'store.sqlite'}"
+
+    @property
+    def registry_folder(self) -> Path:
+        return self.home / "registry"
+
+    @property
+    def spool_file(self) -> Path:
+        return self.home / "spool.sqlite"
+
+
+def load(file: Path | None = None, environment: Mapping[str, str] | None = None) -> Config:
+    """Return the effective configuration; raises `ConfigError` with one line that names the key and what it wants.
+
+    `file` defaults to `$ATTUNE_CONFIG`, else to `attune.toml` in the current folder if there is one.
+    """
+    env = os.environ if environment is None else environment
+    named = file or (Path(env["ATTUNE_CONFIG"]) if "ATTUNE_CONFIG" in env else None)
+    path = named or Path("attune.toml")
+    data: dict[str, Any] = {}
+    if named is not None or path.is_file():
+        try:
+            data = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from error
+    for name, value in env.items():
+        _apply(data, name, value)
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+    if config.bus.kind == "kafka" and not config.bus.bootstrap:
+        raise ConfigError("bus.bootstrap: name the broker as HOST:PORT, or set bus.kind to embedded")
+    return config.model_copy(update={"home": config.home.expanduser().absolute()})
+
+
+def as_toml(config: Config) -> str:
+    """Return the configuration as TOML that `load` reads back to the same value."""
+    lines = [f"home = {_literal(str(config.home))}"]
+    for name, section in config:
+        if isinstance(section, _Section):
+            lines += ["", f"[{name}]"]
+            lines += [f"{key} = {_literal(value)}" for key, value in section if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _apply(data: dict[str, Any], name: str, value: str) -> None:
+    if name == "ATTUNE_HOME":
+        data["home"] = value
+        return
+    if not name.startswith("ATTUNE_") or "__" not in name:
+        return
+    section, _, key = name.removeprefix("ATTUNE_").lower().partition("__")
+    inner = data.setdefault(section, {})
+    if not isinstance(inner, dict):
+        raise ConfigError(f"{name}: there is no section {section!r}")
+    inner[key] = value
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where}: no such setting; `attune config` lists the known ones"
+    return f"{where}: {first['msg']} (got {first['input']!r})"

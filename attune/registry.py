@@ -1,0 +1,228 @@
+"""Published versions and the promotion log: the only code that reads or writes the registry folder.
+
+A version is an immutable folder, written aside and renamed into place; what happens to it later is a numbered record, created only
+if absent, as in Delta Lake's log: so compare-and-swap, history, audit and rollback need nothing else. Version 0 is the bare base
+model; it has no folder and stands at the bottom of every history.
+
+    registry/policy/000041/   manifest.json, adapter_model.safetensors, ...
+    registry/reward/000012/   manifest.json, reward.safetensors, ...
+    registry/log/00000001.json
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from attune.errors import Conflict, IllegalMove, RegistryError
+from attune.types import ArtifactKind, Promotion, State, Version
+
+MANIFEST = "manifest.json"
+
+MOVES: dict[State, frozenset[State]] = {
+    State.PUBLISHED: frozenset({State.REJECTED, State.TRIAL}),
+    State.TRIAL: frozenset({State.CHAMPION, State.REJECTED}),
+    State.CHAMPION: frozenset({State.RETIRED, State.ROLLED_BACK}),
+    State.REJECTED: frozenset(),
+    State.RETIRED: frozenset(),
+    State.ROLLED_BACK: frozenset(),
+}
+"""The only moves there are. A retired version serves again when all that came after it were rolled back: see `Registry.champion`."""
+
+
+class Registry:
+    """Versions and promotions under one folder; safe for many readers and writers, also in other processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._log: list[Promotion] = []
+        self._versions: dict[tuple[str, int], Version] = {}
+
+    def publish(
+        self,
+        kind: ArtifactKind,
+        files: Mapping[str, bytes],
+        *,
+        parent: int,
+        base_model: str,
+        base_revision: str,
+        trained_through: int,
+        report: Mapping[str, Any],
+        reward_version: int | None = None,
+        events: tuple[str, ...] = (),
+    ) -> Version:
+        """Write a new immutable version, visible whole or not at all, and return it; its state is `published`."""
+        folder = self.root / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+        try:
+            for name, data in files.items():
+                _write_durably(aside / name, data)
+            digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+            while True:
+                number = max(self.numbers(kind), default=0) + 1
+                version = Version(
+                    kind, number, digests, parent, base_model, base_revision, time.time(), trained_through,
+                    number if reward_version is None else reward_version, dict(report), events,
+                )  # fmt: skip
+                _write_durably(aside / MANIFEST, json.dumps(asdict(version), indent=1).encode())
+                try:
+                    aside.rename(folder / f"{number:06d}")
+                except OSError:
+                    if not (folder / f"{number:06d}").exists():
+                        raise
+                    continue  # somebody else took the number: try the next
+                _sync_folder(folder)
+                return version
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def numbers(self, kind: ArtifactKind) -> list[int]:
+        """Return the numbers of all published versions, ascending, without 0."""
+        folder = self.root / kind
+        names = os.listdir(folder) if folder.is_dir() else []
+        return sorted(int(name) for name in names if re.fullmatch(r"\d{6,}", name))
+
+    def version(self, kind: ArtifactKind, number: int) -> Version:
+        """Return a version's manifest; raises `RegistryError` if there is none or it cannot be read."""
+        if (kind, number) not in self._versions:
+            path = self.folder(kind, number) / MANIFEST
+            try:
+                data = json.loads(path.read_bytes())
+                data["events"] = tuple(data["events"])
+                self._versions[kind, number] = Version(**data)
+            except FileNotFoundError as error:
+                raise RegistryError(f"there is no {kind} version {number}; `attune versions` lists those there are") from error
+            except (ValueError, TypeError, KeyError) as error:
+                raise RegistryError(f"the manifest of {kind} version {number} is damaged: {error}") from error
+        return self._versions[kind, number]
+
+    def folder(self, kind: ArtifactKind, number: int) -> Path:
+        """Return the folder in which a version's files lie."""
+        return self.root / kind / f"{number:06d}"
+
+    def verify(self, kind: ArtifactKind, number: int) -> Version:
+        """Return the version after checking that its files, and no others, are there with the published sha256."""
+        version, folder = self.version(kind, number), self.folder(kind, number)
+        found = {p.name for p in folder.iterdir()} - {MANIFEST}
+        if found != set(version.files):
+            raise RegistryError(f"{kind} version {number} holds {sorted(found)} but published {sorted(version.files)}")
+        for name, digest in version.files.items():
+            with open(folder / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise RegistryError(f"{name} of {kind} version {number} is not the file that was published (sha256 differs)")
+        return version
+
+    def log(self) -> list[Promotion]:
+        """Return all promotion records in order."""
+        while (record := self._read(len(self._log) + 1)) is not None:
+            self._log.append(record)
+        return list(self._log)
+
+    def state(self, kind: ArtifactKind, number: int) -> State:
+        """Return where a version stands now; a champion under a newer champion is `retired`."""
+        moves = [p.move for p in self.log() if p.kind == kind and p.version == number]
+        if number == 0 or (moves and moves[-1] is State.CHAMPION):
+            return State.CHAMPION if self.champion(kind) == number else State.RETIRED
+        return moves[-1] if moves else State.PUBLISHED
+
+    def champion(self, kind: ArtifactKind) -> int:
+        """Return the version that most users get: the last made champion that was not rolled back since; else 0."""
+        history = self._champions(kind)
+        return history[-1].version if history else 0
+
+    def live_since(self, kind: ArtifactKind, number: int) -> float | None:
+        """Return when a version became champion (seconds since the epoch); None if it never did."""
+        times = [p.at for p in self.log() if (p.kind, p.version, p.move) == (kind, number, State.CHAMPION)]
+        return times[0] if times else None
+
+    def move(self, kind: ArtifactKind, number: int, to: State, *, by: str, reason: str) -> Promotion:
+        """Append one promotion record if the state table allows it.
+
+        Raises `IllegalMove` if it does not, `Conflict` if another writer's record came first, `RegistryError` if there is no such version.
+        """
+        if number == 0:
+            raise IllegalMove("version 0 is the base model: it cannot be moved")
+        self.version(kind, number)
+        records = self.log()
+        state = self.state(kind, number)
+        if to not in MOVES[state] or to is State.RETIRED:
+            allowed = ", ".join(sorted(MOVES[state])) or "nothing"
+            raise IllegalMove(f"{kind} version {number} is {state}: it can become {allowed}, not {to}")
+        record = Promotion(len(records) + 1, kind, number, to, reason, by, time.time())
+        self._append(record)
+        return record
+
+    def promote(self, kind: ArtifactKind, number: int, *, by: str, reason: str) -> None:
+        """Take a published or tried version through every remaining move to champion."""
+        if self.state(kind, number) is State.PUBLISHED:
+            self.move(kind, number, State.TRIAL, by=by, reason=reason)
+        self.move(kind, number, State.CHAMPION, by=by, reason=reason)
+
+    def roll_back(self, kind: ArtifactKind, *, by: str, reason: str) -> int:
+        """Take the champion out of service and return the number of the one that serves again."""
+        number = self.champion(kind)
+        if number == 0:
+            raise IllegalMove(f"the {kind} champion is version 0, the base model: there is nothing to roll back to")
+        self.move(kind, number, State.ROLLED_BACK, by=by, reason=reason)
+        return self.champion(kind)
+
+    def _champions(self, kind: ArtifactKind) -> list[Promotion]:
+        history: list[Promotion] = []
+        for record in self.log():
+            if record.kind != kind:
+                continue
+            if record.move is State.CHAMPION:
+                history.append(record)
+            elif record.move is State.ROLLED_BACK:
+                history = [p for p in history if p.version != record.version]
+        return history
+
+    def _path(self, number: int) -> Path:
+        return self.root / "log" / f"{number:08d}.json"
+
+    def _read(self, number: int) -> Promotion | None:
+        try:
+            data = json.loads(self._path(number).read_bytes())
+            return Promotion(**{**data, "move": State(data["move"])})
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            raise RegistryError(f"promotion record {number} is damaged: {error}") from error
+
+    def _append(self, record: Promotion) -> None:
+        path = self._path(record.number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+            file.write(json.dumps(asdict(record)).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(file.name, path)  # fails if the record exists: this is the compare-and-swap
+        except FileExistsError as error:
+            raise Conflict(f"promotion record {record.number} was written by somebody else just now: look again") from error
+        finally:
+            os.unlink(file.name)
+        _sync_folder(path.parent)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
