@@ -126,6 +126,11 @@ class Config(_Section):
         return str(self.home / "models" / DEMO_MODEL) if self.model.path == DEMO_MODEL else self.model.path
 
     @property
+    def model_identity(self) -> str:
+        """What versions name as their base: the demo model's name, a hub id, or a folder's own name."""
+        return Path(self.model.path).name if Path(self.model.path).is_absolute() else self.model.path
+
+    @property
     def store_url(self) -> str:
         return self.store.url or f"sqlite:///{self.home / 'store.sqlite'}"
 

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -38,11 +39,12 @@ MOVES: dict[State, frozenset[State]] = {
 
 
 class Registry:
-    """Versions and promotions under one folder; safe for many readers and writers, also in other processes."""
+    """Versions and promotions under one folder; safe for many readers and writers, in threads and in processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._log: list[Promotion] = []
+        self._lock = threading.Lock()
         self._versions: dict[tuple[str, int], Version] = {}
 
     def publish(
@@ -122,9 +124,10 @@ class Registry:
 
     def log(self) -> list[Promotion]:
         """Return all promotion records in order."""
-        while (record := self._read(len(self._log) + 1)) is not None:
-            self._log.append(record)
-        return list(self._log)
+        with self._lock:
+            while (record := self._read(len(self._log) + 1)) is not None:
+                self._log.append(record)
+            return list(self._log)
 
     def state(self, kind: ArtifactKind, number: int) -> State:
         """Return where a version stands now; a champion under a newer champion is `retired`."""
@@ -135,8 +138,17 @@ class Registry:
 
     def champion(self, kind: ArtifactKind) -> int:
         """Return the version that most users get: the last made champion that was not rolled back since; else 0."""
-        history = self._champions(kind)
-        return history[-1].version if history else 0
+        return self.champions(kind)[0]
+
+    def champions(self, kind: ArtifactKind) -> list[int]:
+        """Return the versions that became champion and were not rolled back, newest promotion first; 0 is always the last."""
+        history: list[int] = []
+        for record in self.log():
+            if record.kind == kind and record.move is State.CHAMPION:
+                history.insert(0, record.version)
+            elif record.kind == kind and record.move is State.ROLLED_BACK:
+                history.remove(record.version)
+        return [*history, 0]
 
     def live_since(self, kind: ArtifactKind, number: int) -> float | None:
         """Return when a version became champion (seconds since the epoch); None if it never did."""
@@ -173,17 +185,6 @@ class Registry:
             raise IllegalMove(f"the {kind} champion is version 0, the base model: there is nothing to roll back to")
         self.move(kind, number, State.ROLLED_BACK, by=by, reason=reason)
         return self.champion(kind)
-
-    def _champions(self, kind: ArtifactKind) -> list[Promotion]:
-        history: list[Promotion] = []
-        for record in self.log():
-            if record.kind != kind:
-                continue
-            if record.move is State.CHAMPION:
-                history.append(record)
-            elif record.move is State.ROLLED_BACK:
-                history = [p for p in history if p.version != record.version]
-        return history
 
     def _path(self, number: int) -> Path:
         return self.root / "log" / f"{number:08d}.json"

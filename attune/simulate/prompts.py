@@ -1,0 +1,137 @@
+"""What simulated people ask: training prompts to vote on, and held-out prompts, about other subjects, to judge by.
+
+Plain tables in our own words. Subjects go alternately to one side or the other, so that the two sides share no subject.
+"""
+
+from itertools import chain, pairwise, zip_longest
+
+from attune.simulate.tastes import Ask
+
+_CAPITALS = """
+France Paris|Italy Rome|Spain Madrid|Germany Berlin|Japan Tokyo|China Beijing|Russia Moscow|Egypt Cairo|Greece Athens
+Portugal Lisbon|Ireland Dublin|England London|Norway Oslo|Sweden Stockholm|Finland Helsinki|Denmark Copenhagen
+Poland Warsaw|Austria Vienna|Hungary Budapest|Belgium Brussels|Cuba Havana|Peru Lima|Chile Santiago
+Argentina Buenos Aires|Mexico Mexico City|Canada Ottawa|Thailand Bangkok|Vietnam Hanoi|India New Delhi|Turkey Ankara
+Iran Tehran|Iraq Baghdad|Kenya Nairobi|Australia Canberra|Iceland Reykjavik|Scotland Edinburgh|Wales Cardiff
+Ukraine Kyiv|Romania Bucharest|Bulgaria Sofia|Serbia Belgrade|Croatia Zagreb|Lebanon Beirut|Syria Damascus
+Jordan Amman|Pakistan Islamabad|Nepal Kathmandu|Bangladesh Dhaka|Indonesia Jakarta|Malaysia Kuala Lumpur|Morocco Rabat
+Tunisia Tunis|Algeria Algiers|Ethiopia Addis Ababa|Ghana Accra|Nigeria Abuja|Colombia Bogota|Ecuador Quito
+Uruguay Montevideo|Venezuela Caracas|Jamaica Kingston|Latvia Riga|Estonia Tallinn|Lithuania Vilnius|Slovenia Ljubljana
+Slovakia Bratislava|Armenia Yerevan
+"""
+
+_OPPOSITES = """
+hot cold|big small,little|up down|day night|happy sad,unhappy|fast slow|open closed,shut,close|light dark,heavy
+wet dry|old young,new|full empty|hard soft,easy|high low|rich poor|early late|left right|black white|loud quiet,soft
+strong weak|thick thin|long short|far near,close|clean dirty|first last|inside outside|summer winter|love hate
+tall short|wide narrow|sweet sour,bitter
+"""
+
+_YOUNG = """
+dog puppy|cat kitten|cow calf|horse foal|sheep lamb|pig piglet|duck duckling|goat kid|frog tadpole|lion cub|hen chick
+bear cub|goose gosling|deer fawn|swan cygnet|kangaroo joey
+"""
+
+_SUMS = [(a, b) for a, b in zip(range(2, 62), chain.from_iterable([[3, 5, 2, 7, 4, 9] * 10]), strict=False) if a + b < 60]
+_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")
+
+_THINGS = """
+a pet hamster|an umbrella|the moon|green tea|a bicycle|the ocean|a library|bread|a thunderstorm|honey|gravity|a garden
+chess|snow|a smartphone|jazz|coffee|a volcano|running|the heart|a museum|chocolate|a train|friendship|soap|a rainbow
+salt|sleep|a compass|paper|a bridge|olive oil|the sun|a diary|yoga|a robot|glass|a cactus|cheese|a lighthouse|rice
+a passport|football|a whale|a calendar|vinegar|wool|a map|the wind|a piano|cotton|a bee|a mirror|a desert|milk
+an elevator|a candle|a kite|a battery|steel|a river|cinnamon|a telescope|a fireplace
+"""
+_SHORT_FORMS = ("What is {}?", "Tell me something about {}.", "Why do people like {}?", "What should I know about {}?")
+
+_EVENTS = """
+I just got home from work.|My sister had a baby this morning.|I am learning to bake bread.|It is raining again today.
+I passed my driving test!|I feel a bit tired today.|I am planning a trip to the sea.|My cat is sleeping on my desk.
+I started a new book last night.|Tomorrow is my birthday.|I just moved to a new city.|My garden is full of tomatoes.
+I am nervous about an interview.|We adopted a puppy last week.|I cooked soup for my friends.
+I want to learn the guitar.|My train was late again.|I ran five kilometres today.|I cannot decide what to eat.
+I am painting my bedroom blue.|My team won the match!|I forgot my umbrella at school.|I am home with a cold.
+My best friend is visiting soon.|I finally finished my homework.|I found an old photo album.
+I am thinking of changing jobs.|I planted a tree today.|The bus was full this morning.
+My grandmother taught me to knit.|I am saving for a camera.|I had pancakes for breakfast.
+My neighbour plays the drums.|I am watching the snow fall.|I lost my keys again.|I joined a choir.
+My phone stopped working.|I am packing for a camping trip.|I met an old school friend.|I am trying to wake up earlier.
+My brother is getting married.|I made a mistake at work.|I saw a rainbow on my walk.|I am learning Spanish.
+My computer is very slow.|I got a letter from my aunt.|I am looking for a new hobby.|My coffee went cold.
+I repaired my bicycle myself.|I am going to a concert tonight.|I cleaned the whole kitchen.|My plants keep dying.
+I am reading to my children.|I have a day off tomorrow.|My shoes are full of sand.|I won a small prize.
+I baked too many cookies.|I am waiting for a parcel.|I slept very well.|My daughter drew a picture of me.
+We are having a picnic.|I bought a second-hand sofa.|I am new in this office.|I swam in a lake.
+My dog ate my sandwich.|I wrote my first poem.|It is my first day at school.|I miss my family.
+I fixed the leaking tap.|We saw a film yesterday.
+"""
+_GREETINGS = ("{}", "Hi! {}")
+
+
+def training(taste: str) -> list[Ask]:
+    """Return the prompts that users of a taste vote on, in a fixed order that mixes the subjects."""
+    return _sides(taste)[0]
+
+
+def held_out(taste: str) -> list[Ask]:
+    """Return the prompts kept for judging a taste; they share no subject with `training`."""
+    return _sides(taste)[1]
+
+
+def _sides(taste: str) -> tuple[list[Ask], list[Ask]]:
+    match taste:
+        case "short":
+            groups = [_about_things()]
+        case "correct-and-direct":
+            groups = [_capitals(), _sums(), _opposites(), _young(), _following()]
+        case "friendly":
+            groups = [_small_talk()]
+        case _:
+            raise KeyError(taste)
+    train = [chain.from_iterable(subjects[0::2]) for subjects in groups]
+    held = [chain.from_iterable(subjects[1::2]) for subjects in groups]
+    return _mixed(train), _mixed(held)
+
+
+def _mixed(groups: list[chain[Ask]]) -> list[Ask]:
+    return [ask for row in zip_longest(*groups) for ask in row if ask is not None]
+
+
+def _cells(table: str) -> list[str]:
+    return [cell.strip() for line in table.strip().splitlines() for cell in line.split("|")]
+
+
+def _about_things() -> list[list[Ask]]:
+    """Two ways of asking per thing, the ways taking turns."""
+    forms = _SHORT_FORMS
+    return [[Ask(forms[(i // 2 + k) % 4].format(thing)) for k in (0, 2)] for i, thing in enumerate(_cells(_THINGS))]
+
+
+def _small_talk() -> list[list[Ask]]:
+    return [[Ask(form.format(event)) for form in _GREETINGS] for event in _cells(_EVENTS)]
+
+
+def _capitals() -> list[list[Ask]]:
+    pairs = [cell.split(" ", 1) for cell in _cells(_CAPITALS)]
+    return [[Ask(f"What is the capital of {country}?", (city,))] for country, city in pairs]
+
+
+def _opposites() -> list[list[Ask]]:
+    pairs = [cell.split(" ", 1) for cell in _cells(_OPPOSITES)]
+    return [[Ask(f"What is the opposite of {word}?", tuple(others.split(",")))] for word, others in pairs]
+
+
+def _young() -> list[list[Ask]]:
+    pairs = [cell.split(" ", 1) for cell in _cells(_YOUNG)]
+    return [[Ask(f"What do you call a baby {animal}?", (young, f"{young}s"))] for animal, young in pairs]
+
+
+def _sums() -> list[list[Ask]]:
+    return [[Ask(f"What is {a} + {b}?", (str(a + b),))] for a, b in _SUMS]
+
+
+def _following() -> list[list[Ask]]:
+    days = [[Ask(f"Which day comes after {a}?", (b,))] for a, b in pairwise(_DAYS)]
+    months = [[Ask(f"Which month comes after {a}?", (b,))] for a, b in pairwise(_MONTHS)]
+    return days + months

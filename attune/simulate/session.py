@@ -1,0 +1,198 @@
+"""One simulation: people chat and vote until all votes are cast, the learner catches up, and the judge compares with the base.
+
+The loop is `Session.run`. It prints nothing: `progress` is there to be shown by whoever started it.
+"""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+from random import Random
+from typing import Any, TextIO
+
+from attune.simulate import prompts
+from attune.simulate.client import Line, Question, Reply
+from attune.simulate.curve import Point
+from attune.simulate.judge import judge
+from attune.simulate.tastes import Answer, Ask, Taste
+from attune.simulate.users import ANSWERS_WANTED, choose_kind, vote
+
+JUDGE_CLIENTS = 8
+SETTLED = frozenset({"live", "rolled_back", "unusable", "withdrawn"})
+"""Receipts that will not move any more while nothing else is voted on."""
+UNSAFE = frozenset({"received", "missing"})
+"""Receipts of acknowledged votes that are not in the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to simulate."""
+
+    taste: Taste
+    votes: int
+    clients: int = 4
+    noise: float = 0.1
+    seed: int = 0
+    kinds: tuple[str, ...] = ("thumb", "rating", "comparison", "ranking", "edit")
+    max_tokens: int = 48
+    judge_prompts: int = 60
+    judge_every: int = 0
+    judge_samples: int = 1
+    judge_temperature: float | None = None
+    wait_s: float = 120.0
+    """How long to wait for the learner without seeing any receipt move."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where the session stands, for showing it while it runs."""
+
+    phase: str = "starting"
+    started: float = field(default_factory=time.monotonic)
+    chats: int = 0
+    acknowledged: int = 0
+    flipped: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    policy_versions: set[int] = field(default_factory=set)
+    judged: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+
+class Session:
+    """A simulation on one server; `acknowledged` names every vote that the server took, in order."""
+
+    def __init__(self, plan: Plan, line: Line, journal: Path) -> None:
+        self.plan, self.line = plan, line
+        self.progress = Progress()
+        self.acknowledged: list[str] = []
+        self.receipts: dict[str, dict[str, Any]] = {}
+        self.points: list[Point] = []
+        self._journal = journal
+        self._base: dict[Ask, list[Answer]] = {}
+
+    async def run(self) -> None:
+        """Vote in rounds, judge between them where the plan says so, wait for the learner, and judge at the end."""
+        plan = self.plan
+        asks = prompts.training(plan.taste.name)
+        Random(plan.seed).shuffle(asks)
+        numbered = enumerate(islice(cycle(asks), plan.votes))
+        with self._journal.open("a") as journal:
+            for size in _rounds(plan.votes, plan.judge_every):
+                self.progress.phase = "voting"
+                turn = iter(list(islice(numbered, size)))
+                await asyncio.gather(*(self._person(number, turn, journal) for number in range(plan.clients)))
+                if plan.judge_every and len(self.acknowledged) < plan.votes:
+                    await self._judge(("alone",))
+        self.progress.phase = "waiting for the learner"
+        await self._settle()
+        if plan.judge_prompts:
+            await self._judge(("alone", "reranked"))
+        self.progress.phase = "done"
+
+    async def _person(self, number: int, turn: Iterator[tuple[int, Ask]], journal: TextIO) -> None:
+        """One person: take the next question, read, vote, until none is left."""
+        user = f"simulated-{self.plan.taste.name}-{number}"
+        for index, ask in turn:
+            random = Random(f"{self.plan.seed}/{index}")
+            kind = choose_kind(self.plan.kinds, random)
+            wanted = ANSWERS_WANTED[kind]
+            candidates = wanted if wanted > 2 else None
+            question = Question(ask.text, n=wanted, candidates=candidates, max_tokens=self.plan.max_tokens, user=user)
+            reply = await self.line.ask(question)
+            self.progress.chats += 1
+            self.progress.policy_versions.add(reply.policy_version)
+            given = vote(kind, self.plan.taste, ask, reply.answers, reply.candidates, self.plan.noise, random)
+            feedback_id = await self.line.vote(reply, given, user)
+            self._keep(feedback_id, reply, str(given.kind), given.value, journal)
+            self.progress.flipped += given.flipped
+
+    def _keep(self, feedback_id: str, reply: Reply, kind: str, value: Any, journal: TextIO) -> None:
+        self.acknowledged.append(feedback_id)
+        self.progress.acknowledged += 1
+        self.progress.kinds[kind] += 1
+        entry = {
+            "id": feedback_id,
+            "interaction_id": reply.interaction_id,
+            "kind": kind,
+            "policy_version": reply.policy_version,
+            "at": time.time(),
+        }
+        if kind != "edit":
+            entry["value"] = value
+        journal.write(json.dumps(entry) + "\n")
+        journal.flush()
+
+    async def _settle(self) -> None:
+        """Read receipts until every vote is in a live policy or can be in none; stop when nothing moves for `wait_s`."""
+        moved, before = time.monotonic(), Counter[str]()
+        while True:
+            pending = [i for i in dict.fromkeys(self.acknowledged) if self.standing(i) not in SETTLED]
+            for receipt_id, receipt in zip(pending, await _in_parallel(JUDGE_CLIENTS, self.line.receipt, pending), strict=True):
+                if receipt is not None:
+                    self.receipts[receipt_id] = receipt
+            now = Counter(self.standing(i) for i in self.acknowledged)
+            if now != before:
+                moved, before = time.monotonic(), now
+            if all(state in SETTLED for state in now) or time.monotonic() - moved > self.plan.wait_s:
+                return
+            await asyncio.sleep(1.0)
+
+    def standing(self, feedback_id: str) -> str:
+        """Return where an acknowledged vote stands by its latest receipt; `missing` where the server knew none."""
+        return str(self.receipts[feedback_id]["status"]) if feedback_id in self.receipts else "missing"
+
+    async def _judge(self, arms: Sequence[str]) -> None:
+        asks = prompts.held_out(self.plan.taste.name)[: self.plan.judge_prompts]
+        if not self._base:
+            self._base = (await self._sample("base", asks))[0]
+        for arm in arms:
+            answers, version = await self._sample(arm, asks)
+            verdict = judge(self.plan.taste, answers, self._base)
+            self.points.append(Point(len(self.acknowledged), version, arm == "reranked", verdict))
+            self.progress.judged = f"{verdict.preference:.2f} over the base after {len(self.acknowledged)} votes ({arm})"
+
+    async def _sample(self, arm: str, asks: Sequence[Ask]) -> tuple[dict[Ask, list[Answer]], int]:
+        """Return answers per prompt and the newest version that gave one: base, the live policy alone, or its best of four."""
+        self.progress.phase = f"judging: {arm}"
+        model, candidates, rerank = {"base": ("attune@0", 1, "off"), "alone": ("attune", 1, "off"), "reranked": ("attune", 4, None)}[arm]
+
+        async def sample(ask: Ask) -> Reply:
+            plan = self.plan
+            limits = {"max_tokens": plan.max_tokens, "temperature": plan.judge_temperature}
+            return await self.line.ask(Question(ask.text, model=model, candidates=candidates, rerank=rerank, **limits))  # type: ignore[arg-type]
+
+        wanted = [ask for ask in asks for _ in range(self.plan.judge_samples)]
+        replies = await _in_parallel(JUDGE_CLIENTS, sample, wanted)
+        answers: dict[Ask, list[Answer]] = {ask: [] for ask in asks}
+        for ask, reply in zip(wanted, replies, strict=True):
+            answers[ask].append(reply.answers[0])
+        return answers, max((reply.policy_version for reply in replies), default=0)
+
+
+def _rounds(votes: int, every: int) -> list[int]:
+    """Return the sizes of the voting rounds: one, or `every` votes each with the rest last.
+
+    >>> _rounds(10, 0), _rounds(10, 4)
+    ([10], [4, 4, 2])
+    """
+    if every <= 0:
+        return [votes]
+    return [min(every, votes - start) for start in range(0, votes, every)]
+
+
+async def _in_parallel(width: int, call: Any, items: Sequence[Any]) -> list[Any]:
+    """Return the results of `call(item)` in the order of the items, at most `width` at a time."""
+    gate = asyncio.Semaphore(width)
+
+    async def one(item: Any) -> Any:
+        async with gate:
+            return await call(item)
+
+    return list(await asyncio.gather(*(one(item) for item in items)))

@@ -1,0 +1,90 @@
+"""The loop of a request: pin a version, draw candidates, score them, choose, record, reply.
+
+What draws (vLLM) and what speaks HTTP lie elsewhere; this file says in which order things happen and what is kept of them.
+"""
+
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from attune.events import encode
+from attune.prompt import PROMPT_VERSION
+from attune.types import Candidate, Interaction, Sampling
+from serve import metrics
+from serve.recent import RecentInteractions
+from serve.rerank import choose
+from serve.scorer import Scorer
+from serve.slot import Policy, Slots
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a client wants beyond the sampling parameters."""
+
+    interaction_id: str
+    messages: tuple[Mapping[str, Any], ...]
+    version: int | None
+    """None: whatever version is live."""
+    num_candidates: int
+    rerank: bool
+    user: str | None
+    conversation_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What the engine sampled for one request."""
+
+    prompt_token_ids: tuple[int, ...]
+    sampling: Sampling
+    seed: int | None
+    candidates: tuple[Candidate, ...]
+
+
+Sampler = Callable[[Policy, int], Awaitable[Draw]]
+
+
+class Outlet(Protocol):
+    """Where interactions go; never blocks."""
+
+    def offer(self, record: Any) -> bool: ...
+
+
+class Answerer:
+    """Answers requests with the best of several candidates and remembers how."""
+
+    def __init__(self, slots: Slots, scorer: Scorer, outlet: Outlet, recent: RecentInteractions, seed: int) -> None:
+        self.slots, self.scorer, self.outlet, self.recent = slots, scorer, outlet, recent
+        self.rng = random.Random(seed)
+
+    async def answer(self, ask: Ask, wanted: int, sample: Sampler) -> Interaction:
+        """Return the recorded interaction whose `shown` candidates are the reply's choices."""
+        with self.slots.lease(ask.version) as policy:
+            draw = await sample(policy, max(ask.num_candidates, wanted))
+        scored = await self.scorer.score(draw.prompt_token_ids, draw.candidates, draw.sampling.temperature)
+        candidates = scored.candidates
+        choice = choose([c.scores.get("total", 0.0) for c in candidates], wanted, rerank=ask.rerank, rng=self.rng)
+        interaction = Interaction(
+            id=ask.interaction_id,
+            created_at=time.time(),
+            messages=ask.messages,
+            prompt_token_ids=draw.prompt_token_ids,
+            sampling=draw.sampling,
+            candidates=candidates,
+            shown=choice.shown,
+            propensities=choice.propensities,
+            policy_version=policy.number,
+            reward_version=scored.reward_version,
+            prompt_version=PROMPT_VERSION,
+            seed=draw.seed,
+            conversation_id=ask.conversation_id,
+            turn=sum(m.get("role") == "user" for m in ask.messages),
+            user=ask.user,
+        )
+        self.recent.remember(interaction)
+        if not self.outlet.offer(encode(interaction)):
+            metrics.INTERACTIONS_SHED.inc()
+        metrics.observe(interaction)
+        return interaction

@@ -1,0 +1,119 @@
+"""Starts vLLM and speaks to it: sample, load, unload, prove. The only file that knows how vLLM is started.
+
+Facts behind the settings are measured ones: one OpenMP thread (two that spin cost ten times as much beside a trainer), a forked
+core (half the start-up time), exact LoRA rank, a warm-up prompt of more than sixteen tokens (a shorter first one can kill the core).
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from attune.config import Config
+from attune.errors import AdapterError
+from serve import engine_lora_cpu
+
+log = structlog.get_logger()
+
+SERVED_NAME = "attune"
+MAX_LOADED = 8
+PR_SET_PDEATHSIG = 1
+
+
+class Engine:
+    """One vLLM engine: the base model and the adapters loaded beside it."""
+
+    def __init__(self, inner: AsyncLLM, args: AsyncEngineArgs) -> None:
+        self.inner, self.args = inner, args
+        self._next_id = 1
+
+    @property
+    def dead(self) -> bool:
+        """Whether the core has died; every request fails from then on."""
+        return bool(self.inner.errored)
+
+    async def load(self, number: int, folder: Path) -> LoRARequest:
+        """Load an adapter under a name and id never used before; raises `AdapterError` and leaves nothing half-loaded."""
+        ident, self._next_id = self._next_id, self._next_id + 1
+        request = LoRARequest(f"attune-{number}-{ident}-{os.getpid()}", ident, str(folder))
+        try:
+            added = await self.inner.add_lora(request)
+        except Exception as error:  # vLLM reports a bad adapter as a plain Exception
+            await self.unload(request)
+            raise AdapterError(f"the engine refused the adapter: {error}") from error
+        if not added:
+            await self.unload(request)
+            raise AdapterError("the engine did not take the adapter")
+        return request
+
+    async def unload(self, request: LoRARequest) -> None:
+        """Forget an adapter; its id is never used again."""
+        await self.inner.remove_lora(request.lora_int_id)
+
+    async def logprobs(self, adapter: LoRARequest | None, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
+        """Return the log-probs (nats, temperature 1) of `tokens` after `prompt` under an adapter."""
+        params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY)
+        output: Any = None
+        ident = f"canary-{os.urandom(8).hex()}"
+        whole = [*prompt, *tokens]
+        async for output in self.inner.generate({"prompt_token_ids": whole}, params, ident, lora_request=adapter):
+            pass
+        rows = output.prompt_logprobs[len(prompt) :]
+        return [row[token].logprob for row, token in zip(rows, tokens, strict=True)]
+
+    async def close(self) -> None:
+        """End the engine core."""
+        await asyncio.to_thread(self.inner.shutdown)
+
+
+async def start(config: Config, seed: int) -> Engine:
+    """Start vLLM with the configured model, warm it up and return it ready."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_die_with_parent)
+    args = AsyncEngineArgs(
+        model=config.model_folder,
+        revision=config.model.revision,
+        served_model_name=[SERVED_NAME],
+        max_model_len=config.model.max_context_tokens,
+        enable_lora=True,
+        max_lora_rank=config.model.lora_rank,
+        max_loras=2,
+        max_cpu_loras=MAX_LOADED + 4,
+        enforce_eager=True,
+        block_size=32,
+        kv_cache_memory_bytes=config.serve.kv_cache_bytes,
+        distributed_executor_backend="uni",
+        seed=seed,
+        logprobs_mode="processed_logprobs",
+        enable_log_requests=False,
+        disable_log_stats=True,
+    )
+    vllm_config = args.create_engine_config()
+    engine_lora_cpu.install()
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # only now: the CPU platform overwrites it in create_engine_config
+    engine = Engine(AsyncLLM.from_vllm_config(vllm_config), args)
+    await _warm_up(engine)
+    return engine
+
+
+async def _warm_up(engine: Engine) -> None:
+    tokens = list(range(5, 37))
+    params = SamplingParams(n=2, max_tokens=4, temperature=1.0, logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY)
+    stream: AsyncIterator[Any] = engine.inner.generate({"prompt_token_ids": tokens}, params, "warm-up")
+    async for _ in stream:
+        pass
+    await engine.logprobs(None, tokens[:20], tokens[20:])
+
+
+def _die_with_parent() -> None:
+    # A forked core computes on for ever when its parent is killed: ask the kernel to end it as well.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

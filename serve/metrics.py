@@ -1,0 +1,30 @@
+"""Every metric of serve, declared once; prefix `attune_`, base units, few label values."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from attune.types import Interaction
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 60.0)
+
+REQUESTS = Counter("attune_requests_total", "HTTP requests by route and status.", ["route", "status"])
+REQUEST_SECONDS = Histogram("attune_request_seconds", "Time to the end of a chat reply.", buckets=SECONDS)
+CANDIDATES = Counter("attune_candidates_total", "Candidates sampled.")
+TOKENS = Counter("attune_tokens_total", "Tokens sampled, all candidates together.")
+SCORER_SECONDS = Histogram("attune_scorer_seconds", "Frozen pass and scoring of one request's candidates.", buckets=SECONDS)
+SCORER_FAILURES = Counter("attune_scorer_failures_total", "Requests answered without scores because the scorer failed.")
+INTERACTIONS_SHED = Counter("attune_interactions_shed_total", "Interactions not recorded because the outbox was full.")
+FEEDBACK = Counter("attune_feedback_received_total", "Votes acknowledged, by kind.", ["kind"])
+WITHDRAWALS = Counter("attune_withdrawals_received_total", "Withdrawals acknowledged.")
+POLICY_VERSION = Gauge("attune_policy_version", "Policy version that new requests get.")
+REWARD_VERSION = Gauge("attune_reward_version", "Reward version that ranks candidates.")
+SWAPS = Counter("attune_swaps_total", "Versions made live, by kind.", ["kind"])
+SWAP_SECONDS = Histogram("attune_swap_seconds", "From seeing a promotion to the flip.", buckets=SECONDS)
+REFUSED = Counter("attune_versions_refused_total", "Promoted versions that this server would not serve, by kind.", ["kind"])
+OUTBOX_WAITING = Gauge("attune_outbox_waiting", "Events accepted and not yet durable or not yet relayed.")
+LOOP_FAILURES = Counter("attune_serve_loop_failures_total", "Rounds of a background loop that failed and were tried again.", ["loop"])
+
+
+def observe(interaction: Interaction) -> None:
+    """Count one answered request."""
+    CANDIDATES.inc(len(interaction.candidates))
+    TOKENS.inc(sum(len(c.token_ids) for c in interaction.candidates))

@@ -1,0 +1,141 @@
+// The page: one conversation, the keyboard, and a poll that shows what is live and how far this page's votes have come.
+
+import { status } from "/page/api.js";
+import { make } from "/page/dom.js";
+import { Receipts } from "/page/receipts.js";
+import { Turn } from "/page/turn.js";
+
+const POLL_MS = 1200;
+const HIDDEN_POLL_MS = 6000;
+const at = (id) => document.getElementById(id);
+const [log, field, two, send, toast, live] = ["log", "question", "two", "send", "toast", "live"].map(at);
+
+const newConversation = () => `page-${Date.now().toString(36)}${Math.random().toString(36).slice(2, 10)}`;
+const receipts = new Receipts(at("receipts"), at("no-receipts"));
+const room = { receipts, say, again: (turn) => ask(turn.question), conversation: newConversation() };
+let turns = [];
+let running = null;
+let livePolicy = null;
+
+function say(text) {
+  toast.textContent = text;
+  toast.classList.add("shown");
+  clearTimeout(say.timer);
+  say.timer = setTimeout(() => toast.classList.remove("shown"), 4000);
+}
+
+function append(...elements) {
+  log.append(...elements);
+  log.scrollTop = log.scrollHeight;
+  elements.at(-1).scrollIntoView({ block: "end" });
+}
+
+function past() {
+  return turns.filter((turn) => turn.told && turn.text).slice(-4)
+    .flatMap((turn) => [{ role: "user", content: turn.question }, { role: "assistant", content: turn.text }]);
+}
+
+async function ask(question) {
+  if (running || !question.trim()) return;
+  at("hello").hidden = true;
+  running = new Turn(question.trim(), [...past(), { role: "user", content: question.trim() }], two.checked, room);
+  turns.push(running);
+  append(running.asked, running.article);
+  send.textContent = "Stop";
+  await running.run();
+  if (turns.includes(running)) running.article.scrollIntoView({ block: "nearest" });
+  send.textContent = "Send";
+  running = null;
+}
+
+at("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (running) {
+    running.stop();
+    return;
+  }
+  const question = field.value;
+  field.value = "";
+  ask(question);
+  field.focus();
+});
+
+field.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    if (!running) at("composer").requestSubmit();
+  } else if (event.key === "Escape" && running) {
+    running.stop();
+  } else if (event.key === "ArrowUp" && !field.value && turns.length) {
+    event.preventDefault();
+    turns.at(-1).article.focus();
+  }
+});
+
+// Single keys work only while an answer itself has the focus, so that they never surprise somebody who is typing or dictating.
+log.addEventListener("keydown", (event) => {
+  const index = turns.findIndex((turn) => turn.article === event.target);
+  if (index < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+  const turn = turns[index];
+  const best = turn.two ? turn.chosen : 0;
+  const actions = {
+    "+": () => turn.thumb(best, 1),
+    "-": () => turn.thumb(best, -1),
+    1: () => turn.prefer(0),
+    2: () => turn.prefer(1),
+    ArrowUp: () => turns[Math.max(0, index - 1)].article.focus(),
+    ArrowDown: () => (turns[index + 1] ? turns[index + 1].article : field).focus(),
+    Escape: () => (turn === running ? turn.stop() : field.focus()),
+  };
+  const action = actions[event.key];
+  if (!action) return;
+  event.preventDefault();
+  action();
+});
+
+at("fresh").addEventListener("click", () => {
+  if (running) running.stop();
+  turns = [];
+  room.conversation = newConversation();
+  log.replaceChildren(at("hello"));
+  at("hello").hidden = false;
+  field.focus();
+});
+
+document.querySelectorAll("[data-starter]").forEach((starter) => starter.addEventListener("click", () => {
+  field.focus();
+  ask(starter.textContent);
+}));
+
+function milestone(version, votes) {
+  const yours = votes === 0 ? "" : `, trained on ${votes === 1 ? "your vote" : `${votes} of your votes`}`;
+  const text = votes === 0 ? `Policy ${version} is live` : `A new policy${yours}, is live: version ${version}`;
+  say(text);
+  if (turns.length) append(make("p", { class: "milestone", "data-policy": version }, [make("span", {}, [text])]));
+}
+
+function showStatus(now) {
+  live.dataset.state = "up";
+  live.textContent = `policy ${now.policy_version}, reward ${now.reward_version}`;
+  at("policy-version").textContent = now.policy_version;
+  at("reward-version").textContent = now.reward_version;
+  for (const name of ["received", "stored", "learned"]) at(`votes-${name}`).textContent = now.votes[name];
+  at("base-model").textContent = `Policy 0 is the bare model, ${String(now.base_model).split("/").at(-1)}.`;
+}
+
+/** Show the server's state, move the receipts on, and tell when a policy that learned this page's votes has gone live. */
+async function look() {
+  try {
+    const now = await status();
+    await receipts.refresh();
+    showStatus(now);
+    if (livePolicy !== null && now.policy_version > livePolicy) milestone(now.policy_version, receipts.learnedBetween(livePolicy, now.policy_version));
+    livePolicy = now.policy_version;
+  } catch (error) {
+    live.dataset.state = "away";
+    live.textContent = error.status ? error.message : "the server is away, trying again";
+  }
+  setTimeout(look, document.hidden ? HIDDEN_POLL_MS : POLL_MS);
+}
+
+look();

@@ -1,0 +1,84 @@
+// The column of receipts: one entry per vote of this page, moved on as the server says how far the vote has come.
+
+import { receipt as fetchReceipt } from "/page/api.js";
+import { make } from "/page/dom.js";
+
+const FINAL = new Set(["live", "withdrawn", "rolled_back", "unusable"]);
+const seconds = (from, to) => `${Math.max(0, to - from).toFixed(to - from < 10 ? 1 : 0)} s`;
+
+function sentence(state) {
+  const { status, received_at: from } = state;
+  if (status === "withdrawn") return "Taken back. The next versions will not learn from it.";
+  if (status === "rolled_back") return `Policy ${state.policy_version} learned it and was rolled back.`;
+  if (status === "unusable") return "Stored, but there is nothing in it that training can use.";
+  if (status === "live") return `Live in policy ${state.policy_version}, ${seconds(from, state.live_since)} after your vote.`;
+  if (state.policy_version != null) return `In policy ${state.policy_version}, which is about to go live.`;
+  if (state.reward_version != null) return `Reward model ${state.reward_version} chooses by it already; the policy trains on it next.`;
+  if (state.stored_at != null) return `Stored after ${seconds(from, state.stored_at)}; the reward model learns it next.`;
+  return "Safe on disk, on its way to the store.";
+}
+
+function steps(state) {
+  return [
+    ["received", true],
+    ["stored", state.stored_at != null],
+    [state.reward_version != null ? `reward ${state.reward_version}` : "reward", state.reward_version != null],
+    [state.policy_version != null ? `policy ${state.policy_version}` : "policy", state.policy_version != null],
+    ["live", state.status === "live"],
+  ];
+}
+
+export class Receipts {
+  constructor(list, empty) {
+    this.list = list;
+    this.empty = empty;
+    this.entries = new Map();
+  }
+
+  /** Begin (or begin again, for a changed vote) the receipt of a vote that the server has acknowledged. */
+  add(id, kind, question) {
+    const known = this.entries.get(id);
+    const item = known ? known.item : make("li", { class: "receipt", "data-receipt": id });
+    const state = { status: "received", received_at: Date.now() / 1000 };
+    this.entries.set(id, { item, kind, question, state });
+    this.list.prepend(item);
+    this.empty.hidden = true;
+    this.draw(this.entries.get(id));
+  }
+
+  /** Read the receipts that can still move; resolves to the entries that became live just now. */
+  async refresh() {
+    const waiting = [...this.entries.entries()].filter(([, entry]) => !FINAL.has(entry.state.status)).slice(-40);
+    const fresh = [];
+    await Promise.all(waiting.map(async ([id, entry]) => {
+      const state = await fetchReceipt(id);
+      if (this.entries.get(id) !== entry) return;
+      if (JSON.stringify(state) === JSON.stringify(entry.state)) return;
+      if (state.status === "live" && entry.state.status !== "live") fresh.push(entry);
+      entry.state = state;
+      this.draw(entry);
+    }));
+    return fresh;
+  }
+
+  /** Show a vote as taken back, once the server has said so. */
+  withdraw(id) {
+    const entry = this.entries.get(id);
+    if (!entry) return;
+    entry.state = { ...entry.state, status: "withdrawn" };
+    this.draw(entry);
+  }
+
+  /** How many votes of this page are first contained in policies after `before`, up to `version`. */
+  learnedBetween(before, version) {
+    const versions = [...this.entries.values()].map((entry) => entry.state.policy_version);
+    return versions.filter((number) => number != null && number > before && number <= version).length;
+  }
+
+  draw({ item, kind, question, state }) {
+    const what = make("p", { class: "what" }, [make("span", { class: "kind" }, [kind]), ` · ${question}`]);
+    const row = make("ol", { class: "steps", "aria-hidden": "true" }, steps(state).map(([name, done]) => make("li", done ? { class: "done" } : {}, [name])));
+    item.dataset.status = state.status;
+    item.replaceChildren(what, row, make("p", { class: "sentence" }, [sentence(state)]));
+  }
+}
