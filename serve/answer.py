@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from attune.events import encode
 from attune.prompt import PROMPT_VERSION
+
+from attune.events import encode
 from attune.types import Candidate, Interaction, Sampling
 from serve import metrics
 from serve.recent import RecentInteractions

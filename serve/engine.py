@@ -105,6 +105,16 @@ async def start(config: Config, seed: int) -> Engine:
     return engine
 
 
+def weights_folder(config: Config) -> Path:
+    """Return the folder in which the base model's weights lie, downloaded or not."""
+    folder = Path(config.model_folder)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(config.model_folder, revision=config.model.revision, allow_patterns=["*.safetensors", "*.json"]))
+
+
 async def _warm_up(engine: Engine) -> None:
     tokens = list(range(5, 37))
     params = SamplingParams(n=2, max_tokens=4, temperature=1.0, logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY)

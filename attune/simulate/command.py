@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
     for file in (out / "result.json", args.json):
         if file is not None:
             file.write_text(text + "\n")
-    print_table(Console(), result)
+    print_table(Console(width=None if sys.stdout.isatty() else 110), result)
     print(text, flush=True)
     return 1 if result["lost"] else 0
 

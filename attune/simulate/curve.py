@@ -18,7 +18,10 @@ class Point:
 
 
 def draw(points: Sequence[Point], taste: str, file: Path) -> None:
-    """Write the curve as PNG, intervals shaded; matplotlib is loaded here alone, for it is slow to import."""
+    """Write the curve as PNG, intervals shaded, from one half at no votes: the base against itself.
+
+    Matplotlib is loaded here alone, for it is slow to import.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -30,7 +33,7 @@ def draw(points: Sequence[Point], taste: str, file: Path) -> None:
         if not line:
             continue
         votes = [p.votes for p in line]
-        axes.plot(votes, [p.verdict.preference for p in line], marker="o", color=colour, label=label)
+        axes.plot([0, *votes], [0.5, *(p.verdict.preference for p in line)], marker="o", markersize=4, color=colour, label=label)
         low, high = [p.verdict.low for p in line], [p.verdict.high for p in line]
         if len(line) > 1:
             axes.fill_between(votes, low, high, color=colour, alpha=0.15, linewidth=0)

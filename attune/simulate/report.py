@@ -48,7 +48,7 @@ def summary(session: Session, status: dict[str, Any] | None) -> dict[str, Any]:
 def print_table(console: Console, result: dict[str, Any]) -> None:
     """Print the judgements, one row each, and what happened on the way."""
     table = Table(title=f"taste: {result['taste']} (against the base model, held-out prompts)")
-    for column in ("votes", "policy", "answers", "preference", "95%", "decided only", "ties", "words", "distinct"):
+    for column in ("votes", "policy", "answers", "preferred", "95%", "of decided", "ties", "words", "distinct"):
         table.add_column(column, justify="right")
     for row in result["judgements"]:
         decided = row["decided_preference"]

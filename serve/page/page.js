@@ -24,10 +24,12 @@ function say(text) {
   say.timer = setTimeout(() => toast.classList.remove("shown"), 4000);
 }
 
+/** Add to the conversation, and follow it down only if the reader was at its end already. */
 function append(...elements) {
+  const last = log.lastElementChild.getBoundingClientRect();
+  const following = last.bottom < at("composer").getBoundingClientRect().top + 200;
   log.append(...elements);
-  log.scrollTop = log.scrollHeight;
-  elements.at(-1).scrollIntoView({ block: "end" });
+  if (following) elements.at(-1).scrollIntoView({ block: "end" });
 }
 
 function past() {
@@ -110,8 +112,8 @@ document.querySelectorAll("[data-starter]").forEach((starter) => starter.addEven
 function milestone(version, votes) {
   const yours = votes === 0 ? "" : `, trained on ${votes === 1 ? "your vote" : `${votes} of your votes`}`;
   const text = votes === 0 ? `Policy ${version} is live` : `A new policy${yours}, is live: version ${version}`;
-  say(text);
-  if (turns.length) append(make("p", { class: "milestone", "data-policy": version }, [make("span", {}, [text])]));
+  if (!turns.length) say(text);
+  else append(make("p", { class: "milestone", "data-policy": version }, [make("span", {}, [text])]));
 }
 
 function showStatus(now) {

@@ -22,8 +22,8 @@ function steps(state) {
   return [
     ["received", true],
     ["stored", state.stored_at != null],
-    [state.reward_version != null ? `reward ${state.reward_version}` : "reward", state.reward_version != null],
-    [state.policy_version != null ? `policy ${state.policy_version}` : "policy", state.policy_version != null],
+    [state.reward_version != null ? `reward\n${state.reward_version}` : "reward", state.reward_version != null],
+    [state.policy_version != null ? `policy\n${state.policy_version}` : "policy", state.policy_version != null],
     ["live", state.status === "live"],
   ];
 }

@@ -1,0 +1,119 @@
+"""The HTTP application: our routes and no others, one form of error, a bound on every body, a count of every request."""
+
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from attune.errors import InvalidRecord, RequestError, Unavailable
+from serve import metrics
+from serve.routes import chat, feedback, models, page, status
+
+log = structlog.get_logger()
+
+
+class BodyLimit:
+    """Answers 413 before a body beyond the limit is read, whatever its headers say."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        read = 0
+
+        async def bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.limit:
+                raise _too_large(self.limit)
+            return message
+
+        if declared.isdigit() and int(declared) > self.limit:
+            error = _too_large(self.limit)
+            await JSONResponse(error.body(), status_code=error.status)(scope, receive, send)
+            return
+        await self.app(scope, bounded, send)
+
+
+def make_app(state: dict[str, Any]) -> FastAPI:
+    """Return the application with everything that its routes need in `app.state`."""
+    app = FastAPI(title="Attune", description="An LLM server that learns from the people who use it.", docs_url=None, redoc_url=None)
+    for name, value in state.items():
+        setattr(app.state, name, value)
+    for routes in (chat, feedback, models, status, page):
+        app.include_router(routes.router)
+    app.add_middleware(BodyLimit, limit=app.state.config.serve.max_body_bytes)
+    app.middleware("http")(_observe)
+    app.add_exception_handler(RequestError, _request_error)
+    app.add_exception_handler(Unavailable, _unavailable)
+    app.add_exception_handler(InvalidRecord, _invalid)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+    return app
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(f"The body is larger than the {limit} bytes that are accepted.", status=413, code="body_too_large")
+
+
+async def _observe(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    ident = request.headers.get("x-request-id", "")[:100] or uuid.uuid4().hex
+    response = await call_next(request)
+    route = request.scope.get("route")
+    metrics.REQUESTS.labels(getattr(route, "path", "unknown"), response.status_code).inc()
+    response.headers["x-request-id"] = ident
+    return response
+
+
+def _answer(error: RequestError) -> JSONResponse:
+    headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+async def _request_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestError)
+    return _answer(error)
+
+
+async def _unavailable(request: Request, error: Exception) -> JSONResponse:
+    response = _answer(RequestError(f"{error} Nothing was lost: try again.", status=503, code="unavailable"))
+    response.headers["retry-after"] = "1"
+    return response
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    return _answer(RequestError(str(error)))
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "header")]
+    if first["type"] == "json_invalid":
+        return _answer(RequestError("The body is not valid JSON.", code="invalid_json"))
+    message = str(first["msg"]).removeprefix("Value error, ")
+    named = ".".join(place) or None
+    return _answer(RequestError(f"{named}: {message}" if named else message, param=named, code="invalid_value"))
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message = f"There is no route {request.method} {request.url.path}." if error.status_code in (404, 405) else str(error.detail)
+    return _answer(RequestError(message, status=error.status_code, code="unknown_url" if error.status_code == 404 else None))
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("request_failed", path=request.url.path, error=type(error).__name__)
+    return _answer(RequestError("The server failed to answer this request; its log says why.", status=500, code="internal_error"))

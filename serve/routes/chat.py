@@ -1,0 +1,155 @@
+"""`POST /v1/chat/completions`: OpenAI's contract with one extension object, plain and streamed."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from attune.errors import RequestError
+from attune.types import Interaction
+from serve import metrics
+from serve.access import Known
+from serve.answer import Ask
+from serve.schemas import OWN, ChatRequest
+
+router = APIRouter()
+
+DONE = "data: [DONE]"
+
+
+@router.post("/v1/chat/completions")
+async def chat(body: ChatRequest, request: Request, caller: Known) -> Response:
+    """Answer with the best of several candidates."""
+    state, started = request.app.state, time.perf_counter()
+    config = state.config.serve
+    if len(body.messages) > config.max_messages:
+        raise RequestError(f"at most {config.max_messages} messages are accepted", param="messages")
+    if state.active >= config.max_concurrent_requests:
+        raise RequestError("The server is busy; try again in a moment.", status=503, code="overloaded")
+    ask = _ask(body, state, caller.user)
+    state.active += 1
+    state.proxy.asks[ask.interaction_id] = ask
+    reply: Any = None
+    try:
+        reply = await _unless_gone(request, state.chat.complete(_body(body, ask, config.default_max_tokens)))
+        if isinstance(reply, dict):
+            interaction = state.proxy.answered[ask.interaction_id]
+            extension = _extension(interaction, state)
+            reply |= {"model": body.model, "attune": extension}
+            return JSONResponse(reply, headers={"x-attune-feedback-token": extension["feedback_token"]})
+        first = await _unless_gone(request, anext(reply))
+        _raise_if_error(first)
+        extension = _extension(state.proxy.answered[ask.interaction_id], state)
+        stream = _finish(state, ask, started, _with_extension(first, reply, body.model, extension))
+        headers = {"x-attune-feedback-token": extension["feedback_token"], "cache-control": "no-cache"}
+        response = StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+        reply = response
+        return response
+    finally:
+        if not isinstance(reply, StreamingResponse):  # a stream's end is its own
+            _forget(state, ask, started)
+
+
+def _ask(body: ChatRequest, state: Any, session_user: str | None) -> Ask:
+    candidates = body.candidates or max(state.config.serve.num_candidates, body.n)
+    return Ask(
+        interaction_id=f"chatcmpl-{uuid.uuid4().hex}",
+        messages=tuple(m.flat() for m in body.messages),
+        version=_version(body.model),
+        num_candidates=candidates,
+        rerank=body.rerank == "full",
+        user=state.secrets.pseudonym(body.user or session_user),
+        conversation_id=body.conversation_id,
+    )
+
+
+def _version(model: str) -> int | None:
+    name, _, number = model.partition("@")
+    if name != "attune" or ("@" in model and not (number.isascii() and number.isdigit())):
+        raise RequestError(f"The model `{model}` does not exist.", status=404, param="model", code="model_not_found")
+    return int(number) if number else None
+
+
+def _body(body: ChatRequest, ask: Ask, default_max_tokens: int) -> dict[str, Any]:
+    data = body.model_dump(exclude_none=True, exclude=OWN)
+    data |= {"model": "attune", "messages": list(ask.messages), "request_id": ask.interaction_id.removeprefix("chatcmpl-")}
+    if "max_tokens" not in data and "max_completion_tokens" not in data:
+        data["max_tokens"] = default_max_tokens
+    return data
+
+
+def _extension(interaction: Interaction, state: Any) -> dict[str, Any]:
+    return {
+        "interaction_id": interaction.id,
+        "policy_version": interaction.policy_version,
+        "reward_version": interaction.reward_version,
+        "feedback_token": state.tokens.for_interaction(interaction.id, interaction.policy_version, interaction.user),
+        "choices": [
+            {"candidate": index, "propensity": propensity, "scores": dict(interaction.candidates[index].scores)}
+            for index, propensity in zip(interaction.shown, interaction.propensities, strict=True)
+        ],
+    }
+
+
+async def _with_extension(first: str, rest: AsyncIterator[str], model: str, extension: dict[str, Any]) -> AsyncIterator[str]:
+    """Yield the stream's lines with our model name, and the extension in the last chunk before [DONE]."""
+    held = first
+    async for line in rest:
+        if line.startswith(DONE):
+            yield _edited(held, {"model": model, "attune": extension})
+        else:
+            yield _edited(held, {"model": model})
+        held = line
+    yield held
+
+
+def _edited(line: str, extra: dict[str, Any]) -> str:
+    data = json.loads(line.removeprefix("data: "))
+    return line if "error" in data else f"data: {json.dumps(data | extra)}\n\n"
+
+
+def _raise_if_error(line: str) -> None:
+    data = json.loads(line.removeprefix("data: ")) if line.startswith("data: {") else {}
+    if "error" in data:
+        error = data["error"]
+        raise RequestError(str(error.get("message")), status=int(error.get("code") or 500), param=error.get("param"))
+
+
+async def _finish(state: Any, ask: Ask, started: float, lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    try:
+        async for line in lines:
+            yield line
+    finally:
+        _forget(state, ask, started)
+
+
+def _forget(state: Any, ask: Ask, started: float) -> None:
+    state.active -= 1
+    state.proxy.asks.pop(ask.interaction_id, None)
+    state.proxy.answered.pop(ask.interaction_id, None)
+    metrics.REQUEST_SECONDS.observe(time.perf_counter() - started)
+
+
+async def _unless_gone(request: Request, work: Any) -> Any:
+    """Return the result of `work`, or cancel it (and with it the engine's request) if the client hangs up first."""
+    task: asyncio.Task[Any] = asyncio.ensure_future(work)
+    watch = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise RequestError("The client closed the connection.", status=499, code="client_closed_request")
+        return task.result()
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,117 @@
+"""`/v1/feedback`: take a vote, show its receipt, take it back. A vote is acknowledged only when it is durable."""
+
+import asyncio
+import hashlib
+import json
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request
+from fastapi.responses import JSONResponse
+
+from attune.errors import RequestError
+from attune.events import candidates_named, encode, new_event_id
+from attune.types import Feedback, Kind, Withdrawal
+from serve import metrics
+from serve.access import Anyone, Caller, Known
+from serve.receipts import receipt
+from serve.recent import Summary
+from serve.schemas import FeedbackRequest
+
+router = APIRouter()
+
+
+@router.post("/v1/feedback", status_code=202)
+async def give(
+    body: FeedbackRequest, request: Request, caller: Anyone, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
+) -> JSONResponse:
+    """Store one vote durably, then acknowledge it."""
+    state = request.app.state
+    user = _user(body, state, caller)
+    summary = await _summary(state, body.interaction_id)
+    if summary is None and not body.token:
+        raise RequestError(
+            f"There is no interaction `{body.interaction_id}`.", status=404, param="interaction_id", code="interaction_not_found"
+        )
+    if summary is not None:
+        _check_against(body, summary)
+        user = user or summary.user
+    feedback = Feedback(
+        id=feedback_id(body.interaction_id, user, body.kind, body.aspect, body.choice),
+        event_id=_event_id(idempotency_key, state.secrets.key_id),
+        interaction_id=body.interaction_id,
+        kind=body.kind,
+        value=body.value,
+        choice=body.choice,
+        received_at=time.time(),
+        aspect=body.aspect,
+        user=user,
+    )
+    await state.outbox.put(encode(feedback))
+    state.pending.add(feedback)
+    metrics.FEEDBACK.labels(body.kind).inc()
+    return JSONResponse({"id": feedback.id, "status": "received"}, status_code=202)
+
+
+@router.get("/v1/feedback/{ident}")
+async def show(ident: str, request: Request, caller: Known) -> JSONResponse:
+    """Show how far a vote has come."""
+    state = request.app.state
+    stored = await asyncio.to_thread(state.views.receipt, ident)
+    found = receipt(ident, stored, state.pending.get(ident), state.registry, state.slots)
+    if found is None:
+        raise RequestError(f"There is no feedback `{ident}`.", status=404, param="id", code="feedback_not_found")
+    return JSONResponse(found)
+
+
+@router.delete("/v1/feedback/{ident}", status_code=202)
+async def withdraw(ident: str, request: Request, caller: Known) -> JSONResponse:
+    """Take a vote back: what is trained from now on leaves it out."""
+    state = request.app.state
+    stored = await asyncio.to_thread(state.views.receipt, ident)
+    held = state.pending.get(ident)
+    feedback = held or (stored.feedback if stored else None)
+    if feedback is None:
+        raise RequestError(f"There is no feedback `{ident}`.", status=404, param="id", code="feedback_not_found")
+    withdrawal = Withdrawal(new_event_id(), ident, feedback.interaction_id, time.time())
+    await state.outbox.put(encode(withdrawal))
+    state.pending.withdraw(ident)
+    metrics.WITHDRAWALS.inc()
+    return JSONResponse({"id": ident, "status": "withdrawn"}, status_code=202)
+
+
+def feedback_id(interaction_id: str, user: str | None, kind: Kind, aspect: str | None, choice: int) -> str:
+    """Return the identity of a vote: whoever says the same kind of thing of the same answer again changes the first."""
+    place = 0 if kind in (Kind.COMPARISON, Kind.RANKING) else choice
+    text = json.dumps([interaction_id, user or "", kind, aspect or "", place])
+    return "fb-" + hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _user(body: FeedbackRequest, state: Any, caller: Caller | None) -> str | None:
+    if caller is None:
+        if not body.token:
+            raise RequestError("Send an API key, or the feedback token that came with the reply.", status=401, code="missing_credentials")
+        return str(state.tokens.check(body.token, body.interaction_id) or "") or None  # never the name that the body claims
+    if body.token:
+        state.tokens.check(body.token, body.interaction_id)
+    return state.secrets.pseudonym(body.user or caller.user)  # type: ignore[no-any-return]
+
+
+async def _summary(state: Any, interaction_id: str) -> Summary | None:
+    known = state.recent.get(interaction_id)
+    if known is not None:
+        return known  # type: ignore[no-any-return]
+    row = await asyncio.to_thread(state.views.interaction, interaction_id)
+    return None if row is None else Summary(tuple(row.shown), row.num_candidates, row.user, row.policy_version)
+
+
+def _check_against(body: FeedbackRequest, summary: Summary) -> None:
+    named = candidates_named(body.kind, body.value)
+    if any(index >= summary.num_candidates for index in named):
+        raise RequestError(f"this interaction has candidates 0 to {summary.num_candidates - 1}", param="value")
+    if not named and body.choice >= len(summary.shown):
+        raise RequestError(f"this reply has choices 0 to {len(summary.shown) - 1}", param="choice")
+
+
+def _event_id(key: str | None, key_id: str) -> str:
+    return new_event_id() if key is None else hashlib.sha256(f"{key_id}:{key}".encode()).hexdigest()[:32]

@@ -1,0 +1,75 @@
+"""Health for machines and status for people: `/healthz`, `/readyz`, `/metrics`, `/v1/attune/status`."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from attune.registry import Registry
+from attune.types import ArtifactKind
+from serve.access import Known
+
+router = APIRouter()
+
+
+@router.get("/healthz")
+async def healthz(request: Request) -> JSONResponse:
+    """Say whether this process can still do its work."""
+    dead = request.app.state.engine.dead
+    return JSONResponse({"status": "engine died" if dead else "ok"}, status_code=503 if dead else 200)
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> JSONResponse:
+    """Say whether requests are answered, and by which versions."""
+    state = request.app.state
+    body = {"status": "ready", "policy_version": state.slots.live, "reward_version": state.scorer.reward.version}
+    return JSONResponse(body | ({"status": "engine died"} if state.engine.dead else {}), status_code=503 if state.engine.dead else 200)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Expose every metric in Prometheus' text form."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/attune/status")
+async def status(request: Request, caller: Known) -> dict[str, Any]:
+    """Show what is live, what was refused, and how far the votes have come."""
+    state = request.app.state
+    counts = await asyncio.to_thread(state.views.counts)
+    learned = await asyncio.to_thread(_learned, state.registry, state.views)
+    return {
+        "base_model": state.config.model_identity,
+        "policy_version": state.slots.live,
+        "reward_version": state.scorer.reward.version,
+        "votes": {"received": max(state.pending.received, counts.feedback), "stored": counts.feedback, "learned": learned},
+        "store": {"interactions": counts.interactions, "orphans": counts.orphans, "dead_letters": counts.dead_letters},
+        "versions": await asyncio.to_thread(_versions, state),
+        "refused": [{"kind": k, "number": n, "reason": why} for (k, n), why in state.swapper.refused.items()],
+    }
+
+
+def _learned(registry: Registry, views: Any) -> int:
+    champion = registry.champion("policy")
+    return int(views.feedback_through(registry.version("policy", champion).trained_through)) if champion else 0
+
+
+def _versions(state: Any) -> list[dict[str, Any]]:
+    registry, kinds = state.registry, (("policy", 20), ("reward", 1))
+    return [_version(state, kind, n) for kind, newest in kinds for n in reversed(registry.numbers(kind)[-newest:])]
+
+
+def _version(state: Any, kind: ArtifactKind, number: int) -> dict[str, Any]:
+    version = state.registry.version(kind, number)
+    return {
+        "kind": kind,
+        "number": number,
+        "state": state.registry.state(kind, number),
+        "live_since": state.registry.live_since(kind, number),
+        "votes": len(version.events),
+        "refused": state.swapper.refused.get((kind, number)),
+        "report": {key: value for key, value in version.report.items() if isinstance(value, int | float | str | bool)},
+    }

@@ -1,0 +1,104 @@
+"""Request bodies of the HTTP API, with every bound that must hold before any work is done.
+
+OpenAI's parameters are an allow-list: what is not on it is ignored, as OpenAI's own clients expect, and never reaches vLLM.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from attune.events import check_value
+from attune.types import Kind
+
+MAX_CANDIDATES = 16
+
+Text = Annotated[str, Field(max_length=400_000)]
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class TextPart(_Open):
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    """One message of a conversation; tool calls and names pass through unchanged."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[TextPart] | None = None
+    name: Annotated[str, Field(max_length=200)] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def flat(self) -> dict[str, Any]:
+        """Return the message with its parts joined to one text."""
+        data = self.model_dump(exclude_none=True)
+        if isinstance(self.content, list):
+            data["content"] = "".join(part.text for part in self.content)
+        data.setdefault("content", "")
+        return data
+
+
+class ChatRequest(_Open):
+    """OpenAI's chat completion request plus Attune's extensions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    model: str = "attune"
+    n: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = 1
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: Annotated[str, Field(max_length=200)] | Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=4)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=300)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tool_choice: Any = None
+    user: Annotated[str, Field(max_length=200)] | None = None
+    # Attune's own
+    candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] | None = None
+    rerank: Literal["full", "off"] = "full"
+    conversation_id: Annotated[str, Field(max_length=200)] | None = None
+
+    @model_validator(mode="after")
+    def _enough_candidates(self) -> "ChatRequest":
+        if self.candidates is not None and self.candidates < self.n:
+            raise ValueError(f"candidates is {self.candidates}, fewer than the n = {self.n} choices asked for")
+        return self
+
+
+OWN = {"model", "user", "candidates", "rerank", "conversation_id", "messages"}
+
+
+class FeedbackRequest(BaseModel):
+    """One vote, as a client sends it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    interaction_id: Annotated[str, Field(min_length=1, max_length=200)]
+    kind: Kind
+    value: Any
+    choice: Annotated[int, Field(ge=0, lt=MAX_CANDIDATES)] = 0
+    user: Annotated[str, Field(max_length=200)] | None = None
+    aspect: Annotated[str, Field(max_length=100)] | None = None
+    token: Annotated[str, Field(max_length=2000)] | None = None
+
+    @model_validator(mode="after")
+    def _value_fits(self) -> "FeedbackRequest":
+        check_value(self.kind, self.value)
+        return self
