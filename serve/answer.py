@@ -9,8 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from attune.prompt import PROMPT_VERSION
-
 from attune.events import encode
 from attune.types import Candidate, Interaction, Sampling
 from serve import metrics
@@ -56,8 +54,9 @@ class Outlet(Protocol):
 class Answerer:
     """Answers requests with the best of several candidates and remembers how."""
 
-    def __init__(self, slots: Slots, scorer: Scorer, outlet: Outlet, recent: RecentInteractions, seed: int) -> None:
+    def __init__(self, slots: Slots, scorer: Scorer, outlet: Outlet, recent: RecentInteractions, prompt_version: str, seed: int) -> None:
         self.slots, self.scorer, self.outlet, self.recent = slots, scorer, outlet, recent
+        self.prompt_version = prompt_version
         self.rng = random.Random(seed)
 
     async def answer(self, ask: Ask, wanted: int, sample: Sampler) -> Interaction:
@@ -78,7 +77,7 @@ class Answerer:
             propensities=choice.propensities,
             policy_version=policy.number,
             reward_version=scored.reward_version,
-            prompt_version=PROMPT_VERSION,
+            prompt_version=self.prompt_version,
             seed=draw.seed,
             conversation_id=ask.conversation_id,
             turn=sum(m.get("role") == "user" for m in ask.messages),

@@ -12,13 +12,14 @@ from typing import Protocol
 import structlog
 import uvicorn
 from attune.telemetry import setup_logging
-from feedback.bus import Outbox
-from feedback.views import Views
 
 from attune import config as configuration
 from attune.config import Config
 from attune.errors import ConfigError
+from attune.prompt import prompt_version
 from attune.registry import Registry
+from feedback.bus import Outbox
+from feedback.views import Views
 from serve import adapter, keys, metrics
 from serve.answer import Answerer
 from serve.app import make_app
@@ -75,10 +76,11 @@ async def _serve(config: Config, listener: socket.socket) -> int:
     scorer = await asyncio.to_thread(Scorer.open, config)
     await outbox.start()
     slots, registry, recent = Slots(), Registry(config.registry_folder), RecentInteractions()
-    shapes = await asyncio.to_thread(adapter.base_shapes, vllm_engine.weights_folder(config))
+    folder = await asyncio.to_thread(vllm_engine.weights_folder, config)
+    shapes = await asyncio.to_thread(adapter.base_shapes, folder)
     swapper = Swapper(config, registry, engine, slots, scorer, shapes)
     await swapper.once()
-    proxy = EngineProxy(engine, Answerer(slots, scorer, outbox, recent, seed))
+    proxy = EngineProxy(engine, Answerer(slots, scorer, outbox, recent, prompt_version(folder), seed))
     state = {
         "config": config, "secrets": secrets, "views": views, "outbox": outbox, "engine": engine, "scorer": scorer,
         "slots": slots, "registry": registry, "recent": recent, "swapper": swapper, "proxy": proxy,

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from feedback.views import StoredFeedback
-
 from attune.registry import Registry
 from attune.types import Feedback, State
+from feedback.views import StoredFeedback
 from serve.slot import Slots
 
 

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import structlog
-from attune.frozen import Answer, FrozenBase
-from attune.reward import RewardModel
 
 from attune.config import Config
+from attune.frozen import Answer, FrozenBase, load_base
+from attune.reward import RewardModel
 from attune.types import Candidate
 from serve import metrics
 
@@ -40,7 +40,7 @@ class Scorer:
     @classmethod
     def open(cls, config: Config) -> "Scorer":
         """Load the frozen base model in this process, beside the engine."""
-        return cls(FrozenBase(config.model_folder, config.model.revision), config.serve.pessimism)
+        return cls(FrozenBase(load_base(config.model_folder, config.model.revision)), config.serve.pessimism)
 
     async def score(self, prompt: Sequence[int], candidates: tuple[Candidate, ...], temperature: float) -> Scored:
         """Return the candidates with what the frozen pass saw and the live reward version's `total`, `utility`, `spread`."""

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
-from attune.reward import RewardModel
 
 from attune.config import Config
 from attune.errors import AdapterError, RegistryError
 from attune.registry import Registry
+from attune.reward import RewardModel
 from attune.types import ArtifactKind
 from serve import adapter, metrics
 from serve.engine import Engine

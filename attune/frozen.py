@@ -1,0 +1,106 @@
+"""The frozen base model's one pass over a prompt and its candidates: reward features and reference log-probs together.
+
+Serve makes the pass when it ranks; what it saw travels with the interaction, so that a vote is learned without another forward.
+The learner calls the same function for what is missing (edits). Shapes: T tokens, P predicted tokens, H hidden width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from attune.packing import Packed, pack
+
+HEAD_ROWS = 64
+NUM_SCALARS = 6
+MID_DEPTH = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One candidate's tokens, and whether it ended by itself."""
+
+    token_ids: Sequence[int]
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the base model makes of one answer: fp16 features, and log-probs (nats) at the sampling temperature."""
+
+    features: bytes
+    ref_logprobs: tuple[float, ...]
+
+
+def load_base(model: str, revision: str | None, dtype: torch.dtype = torch.bfloat16) -> torch.nn.Module:
+    """Return the causal language model with all weights frozen, in evaluation mode."""
+    network: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+        model, revision=revision, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+    )
+    return network.eval().requires_grad_(False)
+
+
+class FrozenBase:
+    """The base model as everybody's common eye."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+        config = network.config
+        self.width = int(config.hidden_size)
+        self.mid_layer = max(1, round(MID_DEPTH * int(config.num_hidden_layers)))
+
+    @property
+    def feature_width(self) -> int:
+        """Return the length of a feature vector."""
+        return 3 * self.width + NUM_SCALARS
+
+    @torch.inference_mode()
+    def look(self, prompt: Sequence[int], answers: Sequence[Answer], temperature: float) -> list[Look]:
+        """Return features and reference log-probs of every answer, from one packed forward.
+
+        Features: mean of the embeddings, mean and last token of a layer at 4/5 of the depth, then mean, sum and minimum of the
+        log-probs at temperature 1, mean of the first four, log(1 + length), finished (0 or 1). An empty answer has zeros before the last two.
+        """
+        packed = pack(prompt, [a.token_ids for a in answers], next(self.network.parameters()).dtype)
+        output = self.network.base_model(
+            input_ids=packed.input_ids_1T,
+            position_ids=packed.position_ids_1T,
+            attention_mask=packed.mask_11TT,
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        plain_P, warm_P = self._logprobs(output.last_hidden_state[0], packed, temperature)
+        low_PH = output.hidden_states[0][0, packed.place_P].float()
+        mid_PH = output.hidden_states[self.mid_layer][0, packed.place_P].float()
+        return [
+            Look(_features(low_PH[span], mid_PH[span], plain_P[span], answer.finished), tuple(warm_P[span].tolist()))
+            for span, answer in zip(packed.spans, answers, strict=True)
+        ]
+
+    def _logprobs(self, hidden_TH: torch.Tensor, packed: Packed, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        head = self.network.get_output_embeddings()
+        plain, warm = [], []
+        for start in range(0, len(packed.predict_P), HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
+            logits_RV = head(hidden_TH[packed.predict_P[rows]]).float()
+            target_R1 = packed.target_P[rows, None]
+            chosen_R = logits_RV.gather(1, target_R1)[:, 0]
+            plain.append(chosen_R - logits_RV.logsumexp(1))
+            warm.append(chosen_R / temperature - (logits_RV / temperature).logsumexp(1))
+        empty = torch.zeros(0)
+        return torch.cat([empty, *plain]), torch.cat([empty, *warm])
+
+
+def _features(low_PH: torch.Tensor, mid_PH: torch.Tensor, logprobs_P: torch.Tensor, finished: bool) -> bytes:
+    count = len(logprobs_P)
+    if count == 0:
+        vector = np.zeros(3 * low_PH.shape[1] + NUM_SCALARS)
+    else:
+        scalars = [logprobs_P.mean(), logprobs_P.sum(), logprobs_P.min(), logprobs_P[:4].mean(), 0.0, 0.0]
+        vector = torch.cat([low_PH.mean(0), mid_PH.mean(0), mid_PH[-1], torch.tensor(scalars)]).numpy()
+    vector[-2:] = np.log1p(count), float(finished)
+    limit = float(np.finfo(np.float16).max)
+    return np.clip(vector, -limit, limit).astype("<f2").tobytes()

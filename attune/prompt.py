@@ -1,0 +1,19 @@
+"""Which prompt a conversation becomes: the model's own chat template, named by its hash.
+
+The template is applied once, by the server that samples; everybody else reads the recorded token ids and never renders again, so
+sampler and trainer cannot disagree. What is left to share is the version, which every interaction carries.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+
+def prompt_version(model_folder: Path) -> str:
+    """Return `template-` and the first 12 hex digits of the chat template's sha256; `template-none` if the model has none."""
+    template = ""
+    if (file := model_folder / "chat_template.jinja").is_file():
+        template = file.read_text()
+    elif (file := model_folder / "tokenizer_config.json").is_file():
+        template = str(json.loads(file.read_text()).get("chat_template") or "")
+    return "template-" + (hashlib.sha256(template.encode()).hexdigest()[:12] if template else "none")

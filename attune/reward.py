@@ -1,0 +1,107 @@
+"""The reward model: features of an answer -> utility with a spread. Numpy alone, so that scoring costs a matrix product.
+
+Linear over standardised features; a mean weight vector and K posterior particles, whose disagreement is the spread. Fitting lives in
+`learner.reward_trainer`; this file is what serve and learner must agree on. Shapes: N answers, D features, K particles.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
+
+from attune.errors import RegistryError
+
+WEIGHTS, SETTINGS = "reward.safetensors", "reward.json"
+FORMAT = 1
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """Where utilities of typical answers lie under this version: mean, standard deviation, 2nd and 98th percentile."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    low: float = 0.0
+    high: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModel:
+    """One version of the reward model; 0 is the prior, to which all answers are alike."""
+
+    version: int
+    center_D: Array
+    scale_D: Array
+    mean_D: Array
+    particles_KD: Array
+    anchors: Anchors = Anchors()
+
+    @classmethod
+    def prior(cls, width: int) -> "RewardModel":
+        """Return version 0: utility 0 for every answer."""
+        zero = np.zeros(width, np.float32)
+        return cls(0, zero, np.ones(width, np.float32), zero, np.zeros((2, width), np.float32))
+
+    @classmethod
+    def load(cls, folder: Path) -> "RewardModel":
+        """Return the version that lies in a registry folder; raises `RegistryError` if it is not one."""
+        try:
+            settings = json.loads((folder / SETTINGS).read_bytes())
+            tensors = load_file(folder / WEIGHTS)
+            if settings["format"] != FORMAT:
+                raise ValueError(f"format {settings['format']} is not known")
+            names = ("center_D", "scale_D", "mean_D", "particles_KD")
+            arrays = {name: tensors[name].astype(np.float32) for name in names}
+            width = arrays["mean_D"].shape[0]
+            if any(a.shape[-1] != width for a in arrays.values()) or not all(np.isfinite(a).all() for a in arrays.values()):
+                raise ValueError("tensors have different widths or values that are not finite")
+            return cls(int(folder.name), **arrays, anchors=Anchors(**settings["anchors"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RegistryError(f"{folder.name} holds no reward model: {error}") from error
+
+    def to_files(self) -> dict[str, bytes]:
+        """Return the files to publish."""
+        tensors = {name: getattr(self, name) for name in ("center_D", "scale_D", "mean_D", "particles_KD")}
+        anchors = {name: float(getattr(self.anchors, name)) for name in ("mean", "std", "low", "high")}
+        return {WEIGHTS: save(tensors), SETTINGS: json.dumps({"format": FORMAT, "anchors": anchors}, indent=1).encode()}
+
+    def utility(self, features: Sequence[bytes]) -> tuple[Array, Array]:
+        """Return mean and spread (standard deviation over particles) of the utility of every answer."""
+        if not features:
+            return np.zeros(0, np.float32), np.zeros(0, np.float32)
+        z_ND = self.standardise(unpack(features))
+        deviations_NK = z_ND @ (self.particles_KD - self.mean_D).T
+        return z_ND @ self.mean_D, np.sqrt(np.mean(deviations_NK**2, axis=1))
+
+    def total(self, features: Sequence[bytes], texts: Sequence[str], pessimism: float) -> Array:
+        """Return what ranks answers: mean - pessimism x spread, and an empty answer below every other."""
+        mean, spread = self.utility(features)
+        total: Array = mean - np.float32(pessimism) * spread
+        empty = np.array([not text.strip() for text in texts], bool)
+        if empty.any() and self.version:
+            total[empty] = min(self.anchors.low, float(total.min())) - self.anchors.std
+        return total
+
+    def reward(self, features: Sequence[bytes], texts: Sequence[str], pessimism: float) -> Array:
+        """Return what trains: `total` held within the anchors' range (no pay for extrapolation), in anchor standard deviations."""
+        total = self.total(features, texts, pessimism)
+        empty = np.array([not text.strip() for text in texts], bool)
+        held = np.clip(total, self.anchors.low, self.anchors.high)
+        held[empty] -= self.anchors.std
+        return np.clip((held - np.float32(self.anchors.mean)) / np.float32(self.anchors.std), -5.0, 5.0).astype(np.float32)
+
+    def standardise(self, raw_ND: Array) -> Array:
+        """Return features with the centre and scale of this version's anchor answers."""
+        z: Array = np.clip((raw_ND - self.center_D) / self.scale_D, -10.0, 10.0)
+        return z
+
+
+def unpack(features: Sequence[bytes]) -> Array:
+    """Return fp16 feature bytes as a float32 matrix, one row per answer."""
+    return np.stack([np.frombuffer(f, "<f2") for f in features]).astype(np.float32)

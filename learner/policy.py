@@ -1,0 +1,166 @@
+"""The policy: the frozen base with one LoRA adapter, its fp32 master weights, and a head that never holds all logits.
+
+Adapters live in the base's bf16 and are stepped in fp32 masters. Version 0 is B = 0, the base itself. Leaves what to learn to `ppo`.
+Shapes: T tokens of a row, P predicted tokens, R rows of a chunk, H hidden width, V vocabulary.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save, save_file
+
+from attune.config import ModelSection
+from attune.frozen import HEAD_ROWS
+from attune.packing import Packed, pack
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+BETAS, EPS = (0.9, 0.95), 1e-8
+
+
+class Policy:
+    """An adapter that can be asked for log-probs, stepped, saved and put back."""
+
+    def __init__(self, network: Any, model: ModelSection, base_name: str, learning_rate: float, seed: int) -> None:
+        torch.manual_seed(seed)
+        layers = int(network.config.num_hidden_layers)
+        first = layers - max(1, round(model.lora_top_layers * layers))
+        self.settings = LoraConfig(
+            r=model.lora_rank,
+            lora_alpha=model.lora_alpha,
+            lora_dropout=0.0,
+            target_modules=TARGETS,
+            layers_to_transform=list(range(first, layers)),
+            base_model_name_or_path=base_name,
+            task_type="CAUSAL_LM",
+        )
+        self.network = get_peft_model(network, self.settings, autocast_adapter_dtype=False)
+        self.base = self.network.get_base_model()
+        self.weights = [p for p in self.network.parameters() if p.requires_grad]
+        self.masters = [p.detach().float().clone().requires_grad_(True) for p in self.weights]
+        self.optimizer = torch.optim.AdamW(self.masters, lr=learning_rate, betas=BETAS, eps=EPS, weight_decay=0.0)
+
+    def logprobs(self, packed: Packed, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the log-probs (P) of a packed row's answers at a temperature, differentiable, and the entropies (P), not."""
+        hidden_TH = self.base.base_model(
+            input_ids=packed.input_ids_1T,
+            position_ids=packed.position_ids_1T,
+            attention_mask=packed.mask_11TT,
+            use_cache=False,
+        ).last_hidden_state[0]
+        head = self.base.get_output_embeddings().weight
+        result: tuple[torch.Tensor, torch.Tensor] = _ChunkedHead.apply(hidden_TH[packed.predict_P], head, packed.target_P, temperature)
+        return result
+
+    def row(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Packed:
+        """Return prompt and answers packed for this network."""
+        return pack(prompt, answers, self.weights[0].dtype)
+
+    def step(self, grad_clip: float) -> float:
+        """Apply the accumulated gradients to the masters, clear them, and return their norm before clipping."""
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            master.grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None
+        norm = float(torch.nn.utils.clip_grad_norm_(self.masters, grad_clip))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._push()
+        return norm
+
+    def snapshot(self) -> list[torch.Tensor]:
+        """Return a copy of the master weights."""
+        return [m.detach().clone() for m in self.masters]
+
+    def restore(self, snapshot: Sequence[torch.Tensor], share: float = 0.0) -> None:
+        """Go back to a snapshot, keeping `share` of the way that was made since."""
+        with torch.no_grad():
+            for master, old in zip(self.masters, snapshot, strict=True):
+                master.copy_(old + share * (master - old))
+        self._push()
+
+    def adapter_files(self) -> dict[str, bytes]:
+        """Return PEFT's two files for the present weights, in bf16."""
+        state = {k: v.to(torch.bfloat16).contiguous() for k, v in get_peft_model_state_dict(self.network).items()}
+        settings = {k: sorted(v) if isinstance(v, set) else v for k, v in self.settings.to_dict().items()}
+        return {
+            "adapter_model.safetensors": save(state),
+            "adapter_config.json": json.dumps(settings, indent=1, sort_keys=True, default=str).encode(),
+        }
+
+    def load_adapter(self, folder: Path) -> None:
+        """Take the weights of a published version; what the optimizer knew is forgotten."""
+        set_peft_model_state_dict(self.network, load_file(folder / "adapter_model.safetensors"))
+        self._pull()
+
+    def reset(self) -> None:
+        """Become version 0 again: B = 0."""
+        with torch.no_grad():
+            for name, weight in self.network.named_parameters():
+                if "lora_B" in name:
+                    weight.zero_()
+        self._pull()
+
+    def save_state(self, file: Path) -> None:
+        """Write masters and optimizer moments, to be found whole or not at all."""
+        tensors = {f"master.{i}": m.detach() for i, m in enumerate(self.masters)}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}.{i}": value for name, value in state.items()}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".new")
+        save_file(tensors, aside)
+        aside.replace(file)
+
+    def load_state(self, file: Path) -> None:
+        """Take masters and moments as `save_state` wrote them."""
+        tensors = load_file(file)
+        with torch.no_grad():
+            for i, master in enumerate(self.masters):
+                master.copy_(tensors[f"master.{i}"])
+        names = ("step", "exp_avg", "exp_avg_sq")
+        found = {i: {n: tensors[f"{n}.{i}"] for n in names} for i in range(len(self.masters)) if f"step.{i}" in tensors}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": found})
+        self._push()
+
+    def _push(self) -> None:
+        with torch.no_grad():
+            for weight, master in zip(self.weights, self.masters, strict=True):
+                weight.copy_(master)
+
+    def _pull(self) -> None:
+        with torch.no_grad():
+            for weight, master in zip(self.weights, self.masters, strict=True):
+                master.copy_(weight)
+        self.optimizer.state.clear()
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """log-probs of given tokens without ever keeping V numbers per token: the gradient row is made in the forward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_PH: Any, head_VH: Any, target_P: Any, temperature: float) -> Any:
+        logprobs, entropies, rows = [], [], []
+        wanted = ctx.needs_input_grad[0]
+        for start in range(0, len(hidden_PH), HEAD_ROWS):
+            hidden_RH, target_R = hidden_PH[start : start + HEAD_ROWS], target_P[start : start + HEAD_ROWS]
+            log_RV = (hidden_RH @ head_VH.t()).float().div_(temperature)
+            log_RV -= log_RV.logsumexp(1, keepdim=True)
+            logprobs.append(log_RV.gather(1, target_R[:, None])[:, 0])
+            p_RV = log_RV.exp()
+            entropies.append(-torch.einsum("rv,rv->r", p_RV, log_RV))
+            if wanted:
+                rows.append((head_VH[target_R] - p_RV.to(head_VH.dtype) @ head_VH).div_(temperature))
+        empty = hidden_PH.new_zeros(0, dtype=torch.float32)
+        if wanted:
+            ctx.save_for_backward(torch.cat(rows) if rows else hidden_PH)
+        entropy_P = torch.cat([empty, *entropies])
+        ctx.mark_non_differentiable(entropy_P)
+        return torch.cat([empty, *logprobs]), entropy_P
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (row_PH,) = ctx.saved_tensors
+        return (grads[0][:, None] * row_PH.float()).to(row_PH.dtype), None, None, None
