@@ -20,7 +20,6 @@ REWARD_VERSION = Gauge("attune_reward_version", "Reward version that ranks candi
 SWAPS = Counter("attune_swaps_total", "Versions made live, by kind.", ["kind"])
 SWAP_SECONDS = Histogram("attune_swap_seconds", "From seeing a promotion to the flip.", buckets=SECONDS)
 REFUSED = Counter("attune_versions_refused_total", "Promoted versions that this server would not serve, by kind.", ["kind"])
-OUTBOX_WAITING = Gauge("attune_outbox_waiting", "Events accepted and not yet durable or not yet relayed.")
 LOOP_FAILURES = Counter("attune_serve_loop_failures_total", "Rounds of a background loop that failed and were tried again.", ["loop"])
 
 

@@ -87,7 +87,6 @@ async def _serve(config: Config, listener: socket.socket) -> int:
         "chat": await Chat.open(config, proxy), "pending": Pending(), "active": 0, "started_at": time.time(),
         "tokens": Tokens(secrets.token_secret, config.serve.token_lifetime_s),
     }  # fmt: skip
-    metrics.OUTBOX_WAITING.set_function(lambda: outbox.waiting)
     server = uvicorn.Server(uvicorn.Config(make_app(state), log_config=None, access_log=False, timeout_graceful_shutdown=8))
     loops = [asyncio.create_task(swapper.follow()), asyncio.create_task(_watch(engine, server))]
     log.info("ready", host=config.serve.host, port=listener.getsockname()[1], policy_version=slots.live)

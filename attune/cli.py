@@ -1,0 +1,121 @@
+"""The `attune` command: dispatches to the programs by name and imports none of them."""
+
+import argparse
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from attune import config as configuration
+from attune import demo_model, up
+from attune.errors import ConfigError, RegistryError
+from attune.progress import Progress
+from attune.registry import Registry
+from attune.simulate import command as simulate
+from attune.types import ArtifactKind
+
+PROGRAMS = {
+    "serve": "answer chat requests and take votes",
+    "feedback": "carry events into the store",
+    "learner": "turn votes into versions",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit status: 2 if the configuration needs a change, 1 if it failed, 0 otherwise."""
+    args = parse(argv)
+    try:
+        return int(args.run(args))
+    except ConfigError as error:
+        print(f"attune: {error}", file=sys.stderr)
+        return 2
+    except RegistryError as error:
+        print(f"attune: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Return the parsed command line; its `run` is the command to call."""
+    parser = argparse.ArgumentParser(prog="attune", description="An LLM server that learns from the people who use it.")
+    parser.add_argument("--config", type=Path, help="configuration file (TOML; default: attune.toml, if there is one)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, run: object) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=text, description=text)
+        found.set_defaults(run=run)
+        return found
+
+    up.add_arguments(command("up", "start and watch all three programs on this machine", up.run))
+    for name, text in PROGRAMS.items():
+        command(name, text, _exec).set_defaults(program=name)
+    model = commands.add_parser("model", help="the language model").add_subparsers(required=True, metavar="COMMAND")
+    model.add_parser("prepare", help="make the demo model ready to load").set_defaults(run=_prepare)
+    _kind(command("versions", "list published versions and where they stand", _versions))
+    promote = command("promote", "make a version the champion", _promote)
+    promote.add_argument("number", type=int)
+    _kind(promote)
+    _kind(command("rollback", "take the champion out of service; the one before serves again", _rollback))
+    simulate.add_arguments(command("simulate", "let simulated people with a hidden taste chat and vote", _simulate))
+    command("config", "print the effective configuration", _config)
+    return parser.parse_args(argv)
+
+
+def _kind(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kind", choices=["policy", "reward"], default="policy")
+
+
+def _exec(args: argparse.Namespace) -> int:
+    configuration.load(args.config)  # a wrong configuration is said here, before anything heavy is imported
+    extra = ["--config", str(args.config)] if args.config else []
+    os.execv(sys.executable, [sys.executable, "-m", args.program, *extra])
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    demo_model.ensure(configuration.load(args.config), Progress(sys.stderr).note)
+    return 0
+
+
+def _versions(args: argparse.Namespace) -> int:
+    registry = _registry(args)
+    table = Table("kind", "number", "state", "parent", "votes", "published", "report", title=f"{args.kind} versions")
+    for number in registry.numbers(args.kind):
+        version = registry.version(args.kind, number)
+        figures = ", ".join(f"{k} {v:.3g}" for k, v in version.report.items() if k in SHOWN and isinstance(v, float))
+        when = datetime.fromtimestamp(version.created_at).astimezone().isoformat(" ", "seconds")
+        state = registry.state(args.kind, number)
+        table.add_row(args.kind, str(number), state, str(version.parent), str(len(version.events)), when, figures)
+    Console().print(table)
+    return 0
+
+
+SHOWN = ("kl_to_ref", "score_mean", "entropy", "held_out_after", "pair_accuracy", "rating_auroc")
+
+
+def _promote(args: argparse.Namespace) -> int:
+    _registry(args).promote(args.kind, args.number, by="operator", reason="attune promote")
+    print(f"{args.kind} version {args.number} is champion")
+    return 0
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    kind: ArtifactKind = args.kind
+    print(f"{kind} version {_registry(args).roll_back(kind, by='operator', reason='attune rollback')} serves again")
+    return 0
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    return int(simulate.run(args, configuration.load(args.config)))
+
+
+def _config(args: argparse.Namespace) -> int:
+    print(configuration.as_toml(configuration.load(args.config)), end="")
+    return 0
+
+
+def _registry(args: argparse.Namespace) -> Registry:
+    return Registry(configuration.load(args.config).registry_folder)

@@ -1,0 +1,70 @@
+"""Votes -> training signal: pure functions from an interaction and one vote on it to what the reward model learns.
+
+How much a signal moves the model beyond its own `weight` (trust, shares per user) is the learner's business.
+"""
+
+from difflib import SequenceMatcher
+from typing import assert_never
+
+from attune.events import candidates_named
+from attune.types import Demonstration, Feedback, Interaction, Kind, Preference, Rating, Signal
+
+OVERALL = "overall"
+MIN_EDIT_WEIGHT = 0.1
+MAX_WORDS_MATCHED = 1000
+"""Beyond this many words the similarity of two texts is bounded from above instead of worked out (which is quadratic)."""
+
+
+def derive(interaction: Interaction, feedback: Feedback) -> tuple[Signal, ...]:
+    """Return what the vote teaches: one signal, or none if it is unusable or of a kind that nothing learns from yet.
+
+    Thumbs, ratings and edits speak of the candidate shown as `choice`; comparisons and rankings name candidates themselves.
+    """
+    if why_unusable(interaction, feedback) is not None:
+        return ()
+    kind, value = feedback.kind, feedback.value
+    match kind:
+        case Kind.THUMB | Kind.RATING:
+            level, levels = (int(value == 1), 2) if kind is Kind.THUMB else (int(value) - 1, 5)
+            candidate = interaction.shown[feedback.choice]
+            return (Rating(feedback.id, interaction.id, candidate, level, levels, 1.0, kind, feedback.user),)
+        case Kind.COMPARISON | Kind.RANKING:
+            tie = kind is Kind.COMPARISON and "tie" in value
+            return (Preference(feedback.id, interaction.id, candidates_named(kind, value), tie, 1.0, kind, feedback.user),)
+        case Kind.EDIT:
+            candidate = interaction.shown[feedback.choice]
+            weight = max(MIN_EDIT_WEIGHT, distance(interaction.candidates[candidate].text, value))
+            return (Demonstration(feedback.id, interaction.id, candidate, value, weight, feedback.user),)
+        case Kind.COMMENT | Kind.IMPLICIT | Kind.OUTCOME:
+            return ()
+        case _:
+            assert_never(kind)
+
+
+def why_unusable(interaction: Interaction, feedback: Feedback) -> str | None:
+    """Return why nothing can be learned from a vote that is well-formed in itself; None if it fits its interaction."""
+    reason = misfit(interaction.shown, len(interaction.candidates), feedback)
+    if reason is None and feedback.kind is Kind.EDIT:
+        original = interaction.candidates[interaction.shown[feedback.choice]].text
+        if original.strip() == feedback.value.strip():
+            return "the edited text is the answer itself"
+    return reason
+
+
+def misfit(shown: tuple[int, ...], num_candidates: int, feedback: Feedback) -> str | None:
+    """Return which part of a vote does not exist in an interaction with these choices; None if all do."""
+    if feedback.choice >= len(shown):
+        return f"choice {feedback.choice} does not exist: the reply had {len(shown)}"
+    missing = [index for index in candidates_named(feedback.kind, feedback.value) if index >= num_candidates]
+    if missing:
+        return f"candidate {missing[0]} does not exist: there were {num_candidates}"
+    if feedback.aspect not in (None, OVERALL):
+        return f"the aspect {feedback.aspect!r} is stored, but only overall votes are learned"
+    return None
+
+
+def distance(before: str, after: str) -> float:
+    """Return which share of the words differs between two texts, 0 (none) to 1 (all)."""
+    old, new = before.split(), after.split()
+    matcher = SequenceMatcher(None, old, new, autojunk=False)
+    return 1.0 - (matcher.ratio() if max(len(old), len(new)) <= MAX_WORDS_MATCHED else matcher.quick_ratio())

@@ -1,0 +1,53 @@
+"""What serve may ask the store: read-only, small, never the candidates. Call it off the event loop: it blocks."""
+
+import json
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from feedback.database import fetch, open_engine, reading
+from feedback.models import FeedbackRow, InteractionRow
+from feedback.store import StoreCounts, StoredFeedback, count, select_stored, stored_from
+
+__all__ = ["InteractionSummary", "StoreCounts", "StoredFeedback", "Views"]
+
+
+@dataclass(frozen=True, slots=True)
+class InteractionSummary:
+    """What a vote has to fit."""
+
+    id: str
+    shown: tuple[int, ...]
+    num_candidates: int
+    user: str | None
+    policy_version: int
+
+
+class Views:
+    """Questions to the store; each raises `Unavailable` while it is away or the consumer has not made it yet."""
+
+    def __init__(self, url: str) -> None:
+        """Connects only when asked something; raises `ConfigError` if the URL is none."""
+        self._engine = open_engine(url, read_only=True)
+
+    def interaction(self, interaction_id: str) -> InteractionSummary | None:
+        """Return what a vote on this interaction has to fit; None while the store does not hold it."""
+        columns = (InteractionRow.shown, InteractionRow.num_candidates, InteractionRow.user, InteractionRow.policy_version)
+        with reading(self._engine) as db:
+            row = db.execute(select(*columns).where(InteractionRow.id == interaction_id)).one_or_none()
+        return None if row is None else InteractionSummary(interaction_id, tuple(json.loads(row[0])), row[1], row[2], row[3])
+
+    def receipt(self, feedback_id: str) -> StoredFeedback | None:
+        """Return a vote in its latest state; None while the store does not hold it together with its interaction."""
+        with reading(self._engine) as db:
+            rows = fetch(db, select_stored().where(FeedbackRow.id == feedback_id))
+        return stored_from(rows[0]) if rows else None
+
+    def counts(self) -> StoreCounts:
+        """Return how much the store holds."""
+        with reading(self._engine) as db:
+            return count(db)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()

@@ -1,0 +1,55 @@
+"""Puts the learner together: configuration, store, registry, one base model shared by policy and features, then the cycle."""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from attune.telemetry import setup_logging
+from prometheus_client import start_http_server
+from transformers import AutoTokenizer
+
+from attune import config as configuration
+from attune.config import Config
+from attune.errors import ConfigError
+from attune.frozen import FrozenBase, load_base
+from attune.registry import Registry
+from feedback.store import Store
+from learner.cycle import Cycle
+from learner.policy import Policy
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Learn until told to stop; return the exit status (2: the configuration needs a change)."""
+    parser = argparse.ArgumentParser(prog="attune learner", description="Turn votes into better versions.")
+    parser.add_argument("--config", type=Path, help="configuration file (TOML)")
+    arguments = parser.parse_args(argv)
+    setup_logging("learner")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        config = configuration.load(arguments.config)
+        os.nice(config.learner.nice)
+        torch.set_num_threads(config.learner.threads)
+        if config.learner.metrics_port:
+            start_http_server(config.learner.metrics_port, "127.0.0.1")
+        make_cycle(config).run(stop)
+    except ConfigError as error:
+        print(f"attune learner: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def make_cycle(config: Config) -> Cycle:
+    """Return a cycle over the configured store and registry, resumed where the registry stands."""
+    store = Store.open(config.store_url)
+    policy_base = load_base(config.model_folder, config.model.revision)
+    base = FrozenBase(load_base(config.model_folder, config.model.revision))
+    learner = config.learner
+    policy = Policy(policy_base, config.model, config.model_identity, learner.policy_lr, learner.seed)
+    tokenizer = AutoTokenizer.from_pretrained(config.model_folder, revision=config.model.revision)
+    return Cycle(config, store, Registry(config.registry_folder), base, policy, tokenizer)

@@ -1,0 +1,144 @@
+"""The page in a real browser, by keyboard alone where it can be: chat, vote, compare, and watch the receipt move."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.fixtures.running import Running
+
+pytestmark = pytest.mark.e2e
+ANSWER_MS = 40_000
+PICTURE = Path(__file__).parents[2] / "docs" / "page.png"
+
+
+@pytest.fixture
+def page(chromium: Browser, running: Running) -> Iterator[Page]:
+    """Yield the page as a person on this machine opens it; anything it complains about in the console fails the test."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 860})
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(running.url)
+    yield page
+    context.close()
+    assert complaints == []
+
+
+def send(page: Page, question: str) -> None:
+    """Ask by keyboard and wait for the whole answer."""
+    count = page.locator("article.turn").count()
+    page.get_by_label("Your question").focus()
+    page.keyboard.type(question)
+    page.keyboard.press("Enter")
+    expect(page.locator("article.turn")).to_have_count(count + 1)
+    expect(page.locator("article.turn").nth(count)).not_to_have_attribute("aria-busy", "true", timeout=ANSWER_MS)
+
+
+def test_the_page_names_the_live_versions(page: Page, running: Running) -> None:
+    expect(page.locator("#policy-version")).to_have_text(re.compile(r"^\d+$"))
+    expect(page.locator("#votes-received")).to_have_text(re.compile(r"^\d+$"))
+    expect(page.locator("#live")).to_have_attribute("data-state", "up")
+    expect(page.locator("#question")).to_be_focused()
+
+
+def test_chat_and_thumb_by_keyboard_and_the_receipt_moves_on(page: Page, tmp_path: Path) -> None:
+    send(page, "What is the capital of Portugal?")
+    turn = page.locator("article.turn").first
+    expect(turn.locator(".text")).to_have_text(re.compile(r"\w"))
+    page.keyboard.press("ArrowUp")
+    expect(turn).to_be_focused()
+    page.keyboard.press("+")
+    good = turn.get_by_role("button", name="Good answer", exact=True)
+    expect(good).to_have_attribute("aria-pressed", "true")
+    receipt = page.locator(".receipt").first
+    expect(receipt).to_contain_text("Good")
+    expect(receipt).not_to_have_attribute("data-status", "received", timeout=10_000)
+    expect(receipt.locator(".steps li").nth(2)).to_have_class("done", timeout=20_000)
+
+    page.keyboard.press("-")
+    expect(good).to_have_attribute("aria-pressed", "false")
+    expect(turn.get_by_role("button", name="Not a good answer")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".receipt")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(page.locator("#question")).to_be_focused()
+
+
+def test_two_answers_side_by_side_and_one_is_better(page: Page) -> None:
+    page.get_by_label("Show me two").check()
+    send(page, "Why do people like rainy days?")
+    turn = page.locator("article.turn").first
+    expect(turn.locator(".answer")).to_have_count(2)
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("2")
+    expect(turn.locator("[data-pick='1']")).to_have_attribute("aria-pressed", "true")
+    expect(turn.locator(".answer").nth(1)).to_have_class(re.compile("chosen"))
+    expect(page.locator(".receipt").first).to_contain_text("Second is better")
+    expect(page.locator(".receipt").first).not_to_have_attribute("data-status", "received", timeout=10_000)
+
+
+def test_a_vote_given_twice_is_taken_back(page: Page) -> None:
+    send(page, "Name a river.")
+    good = page.get_by_role("button", name="Good answer", exact=True)
+    good.click()
+    expect(good).to_have_attribute("aria-pressed", "true")
+    good.click()
+    expect(good).to_have_attribute("aria-pressed", "false")
+    expect(page.locator(".receipt")).to_have_attribute("data-status", "withdrawn")
+
+
+def test_an_answer_is_written_better_and_before_and_now_stand_side_by_side(page: Page, tmp_path: Path) -> None:
+    send(page, "Suggest a name for a grey cat.")
+    page.get_by_role("button", name="Write it better").click()
+    field = page.get_by_label("The answer as you would have had it")
+    field.fill("Call her Ash.")
+    page.get_by_role("button", name="Send this version").click()
+    expect(field).to_have_count(0)
+    expect(page.locator(".receipt").first).to_contain_text("Written better")
+    page.get_by_role("button", name="Before and now").click()
+    pair = page.get_by_role("group", name="Before and now")
+    expect(pair).not_to_have_attribute("aria-busy", "true", timeout=ANSWER_MS)
+    expect(pair.locator(".answer").nth(0).locator(".facts")).to_contain_text("policy 0")
+    expect(pair.locator(".trouble")).to_have_count(0)
+    page.wait_for_timeout(1500)
+    file = PICTURE if os.environ.get("ATTUNE_WRITE_DOCS") == "1" else tmp_path / "page.png"
+    page.screenshot(path=file)
+    assert file.stat().st_size > 20_000
+
+
+def test_hostile_text_stays_text(page: Page) -> None:
+    send(page, "<img src=x onerror=alert(1)> <b>bold</b>")
+    expect(page.locator(".asked p")).to_have_text("<img src=x onerror=alert(1)> <b>bold</b>")
+    expect(page.locator(".log img, .log b")).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_sticks_out_in_any_width_or_scheme(page: Page, width: int, scheme: str) -> None:
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    page.set_viewport_size({"width": width, "height": 800})
+    body = page.locator("body").bounding_box()
+    assert body is not None
+    for selector in ("#composer", "#send", "aside", ".top"):
+        box = page.locator(selector).bounding_box()
+        assert box is not None, selector
+        assert box["x"] >= 0, selector
+        assert box["x"] + box["width"] <= width + 1, selector
+
+
+def test_every_control_has_a_name_and_can_be_reached_by_tab(page: Page) -> None:
+    send(page, "Name a tree.")
+    for control in page.locator("button:visible, textarea:visible, input:visible, summary:visible").all():
+        name = control.get_attribute("aria-label") or control.inner_text().strip() or control.get_attribute("id")
+        assert name
+        assert control.get_attribute("tabindex") != "-1"
+    page.locator("#question").focus()
+    seen = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        seen.append(page.locator(":focus").first.inner_text().strip() if page.locator(":focus").count() else "")
+    assert "Send" in seen

@@ -1,0 +1,74 @@
+"""The loop once more over the transports of a real deployment: events through Kafka, rows in PostgreSQL, people from `attune simulate`."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, inspect
+
+from tests.fixtures.kafka import Broker
+from tests.fixtures.running import Running, started
+
+pytestmark = pytest.mark.e2e
+VOTES = 9
+
+
+@pytest.fixture
+def deployed(demo_model: Path, kafka_broker: Broker, postgres_url: str, tmp_path: Path) -> Iterator[Running]:
+    transports = {
+        "ATTUNE_BUS__KIND": "kafka",
+        "ATTUNE_BUS__BOOTSTRAP": kafka_broker.bootstrap,
+        "ATTUNE_BUS__TOPIC_PREFIX": f"e2e-{uuid.uuid4().hex[:8]}",
+        "ATTUNE_STORE__URL": postgres_url,
+    }
+    with started(tmp_path / "home", demo_model, transports) as deployment:
+        yield deployment
+
+
+@pytest.mark.timeout(300)
+def test_simulated_people_teach_a_policy_through_kafka_and_postgresql(deployed: Running, postgres_url: str, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "attune.cli",
+        "simulate",
+        "--url",
+        deployed.url,
+        "--taste",
+        "short",
+        "--kinds",
+        "ranking",
+        "comparison",
+    ]
+    options = [
+        "--votes",
+        str(VOTES),
+        "--clients",
+        "3",
+        "--max-tokens",
+        "24",
+        "--judge-prompts",
+        "4",
+        "--wait-s",
+        "90",
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        command + options, env=os.environ | {"ATTUNE_HOME": str(deployed.home)}, cwd=tmp_path, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr + deployed.logs()
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["votes"], result["lost"], result["failed_requests"]) == (VOTES, 0, 0)
+    assert result["receipts"] == {"live": VOTES}, deployed.logs()
+    assert result["policy_version"] >= 1
+    assert {row["reranked"] for row in result["judgements"]} == {False, True}
+    assert Path(result["curve"]).read_bytes().startswith(b"\x89PNG")
+    assert not (deployed.home / "store.sqlite").exists(), "rows went to SQLite as well"
+    tables = inspect(create_engine(postgres_url)).get_table_names()
+    assert {"interactions", "feedback"} <= set(tables)
