@@ -104,13 +104,13 @@ def _source() -> Path:
 
 def _convert(source: Path, target: Path, say: Say) -> None:
     say("model: loading the conversion tools")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.update(OMP_NUM_THREADS="1", TQDM_DISABLE="1")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     say("model: dequantising 272 tensors")
     model = AutoModelForCausalLM.from_pretrained(
         str(source.parent), gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
@@ -118,7 +118,7 @@ def _convert(source: Path, target: Path, say: Say) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
     end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
     # Temperature 1 is near garbage for a model this small; anything but temperature would spoil the log-probs for PPO.
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=end, do_sample=True, temperature=0.7, top_k=0, top_p=1.0
     )
     say("model: writing bf16 safetensors")

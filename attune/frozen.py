@@ -62,7 +62,7 @@ class FrozenBase:
         """Return features and reference log-probs of every answer, from one packed forward.
 
         Features: mean of the embeddings, mean and last token of a layer at 4/5 of the depth, then mean, sum and minimum of the
-        log-probs at temperature 1, mean of the first four, log(1 + length), finished (0 or 1). An empty answer has zeros before the last two.
+        log-probs at temperature 1, mean of the first four, log(1 + length), finished (0 or 1). An empty answer has zeros but for those two.
         """
         packed = pack(prompt, [a.token_ids for a in answers], next(self.network.parameters()).dtype)
         output = self.network.base_model(

@@ -3,6 +3,7 @@
 A process is named by its id and its start time, since ids are used again: nobody else's process is ever ended.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -37,10 +38,8 @@ def stop(processes: Sequence[subprocess.Popen[bytes]], patience_s: float) -> Non
             process.terminate()
     deadline = time.monotonic() + patience_s
     for process in processes:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            pass
         _end_group(process.pid)
         process.wait()
 
@@ -82,10 +81,8 @@ def end_remembered(file: Path, patience_s: float = 5.0) -> list[int]:
 
 
 def _end_group(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _follow_parent() -> None:

@@ -23,7 +23,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """Where utilities of typical answers lie under this version: mean, standard deviation, 2nd and 98th percentile."""
+    """Where typical answers' pessimistic utilities lie under this version: mean, standard deviation, 2nd and 98th percentile."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -75,7 +75,11 @@ class RewardModel:
         """Return mean and spread (standard deviation over particles) of the utility of every answer."""
         if not features:
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
-        z_ND = self.standardise(unpack(features))
+        return self.judge(unpack(features))
+
+    def judge(self, raw_ND: Array) -> tuple[Array, Array]:
+        """Return mean and spread of the utility of every row of raw features."""
+        z_ND = self.standardise(raw_ND)
         deviations_NK = z_ND @ (self.particles_KD - self.mean_D).T
         return z_ND @ self.mean_D, np.sqrt(np.mean(deviations_NK**2, axis=1))
 

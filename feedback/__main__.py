@@ -14,17 +14,10 @@ from prometheus_client import start_http_server
 
 from attune.config import Config, load
 from attune.errors import ConfigError, TooManyDeadLetters, Unavailable
+from attune.telemetry import setup_logging
 from feedback.bus import Bus, open_bus
 from feedback.consumer import Consumer
 from feedback.store import Store
-
-try:
-    from attune.telemetry import setup_logging
-except ImportError:
-
-    def setup_logging(program):
-        pass
-
 
 log = structlog.get_logger(__name__)
 

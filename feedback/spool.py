@@ -26,14 +26,14 @@ log = structlog.get_logger(__name__)
 Row = tuple[int, Record]
 """Offset and record."""
 
-# AUTOINCREMENT, so that an offset is never used twice even after the newest rows were deleted; the first one is 0.
+# AUTOINCREMENT, so that no number is used twice even after the newest rows were deleted. SQLite counts from 1, logs from 0:
+# a record's offset is its number less one.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
-    offset INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, headers TEXT NOT NULL, body BLOB NOT NULL, written_at REAL NOT NULL);
+    number INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, headers TEXT NOT NULL, body BLOB NOT NULL, written_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS refused (
     offset INTEGER PRIMARY KEY, key TEXT NOT NULL, headers TEXT NOT NULL, body BLOB NOT NULL, reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS identity (only INTEGER PRIMARY KEY CHECK (only = 1), id TEXT NOT NULL);
-INSERT INTO sqlite_sequence SELECT 'records', -1 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'records');
 """
 
 
@@ -62,7 +62,7 @@ class Spool:
         """Return up to `limit` rows from offset `start` on, in order."""
         with _translated(self.path):
             rows = self._db.execute(
-                "SELECT offset, key, headers, body FROM records WHERE offset >= ? ORDER BY offset LIMIT ?", (start, limit)
+                "SELECT number - 1, key, headers, body FROM records WHERE number > ? ORDER BY number LIMIT ?", (start, limit)
             ).fetchall()
         return [(offset, Record(key, json.loads(headers), bytes(body))) for offset, key, headers, body in rows]
 
@@ -70,7 +70,7 @@ class Spool:
         """Return the offset that the next record will get."""
         with _translated(self.path):
             row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
-        return int(row[0]) + 1
+        return int(row[0]) if row else 0
 
     def count(self) -> int:
         """Return how many records the log holds."""
@@ -80,7 +80,7 @@ class Spool:
     def remove(self, offsets: Sequence[int]) -> None:
         """Delete records that have reached the place they were meant for."""
         with self._transaction() as db:
-            db.executemany("DELETE FROM records WHERE offset = ?", [(offset,) for offset in offsets])
+            db.executemany("DELETE FROM records WHERE number = ?", [(offset + 1,) for offset in offsets])
 
     def set_aside(self, row: Row, reason: str) -> None:
         """Move a record that nobody will ever take out of the way, keeping it for a person to look at."""
@@ -90,14 +90,14 @@ class Spool:
                 "INSERT OR REPLACE INTO refused VALUES (?, ?, ?, ?, ?)",
                 (offset, record.key, json.dumps(dict(record.headers)), record.body, reason),
             )
-            db.execute("DELETE FROM records WHERE offset = ?", (offset,))
+            db.execute("DELETE FROM records WHERE number = ?", (offset + 1,))
 
     def trim(self, before: int, written_before: float, limit: int = 5000) -> int:
         """Delete up to `limit` records under offset `before` that were written before that time; return how many."""
         with self._transaction() as db:
             return db.execute(
-                "DELETE FROM records WHERE offset IN"
-                " (SELECT offset FROM records WHERE offset < ? AND written_at < ? ORDER BY offset LIMIT ?)",
+                "DELETE FROM records WHERE number IN"
+                " (SELECT number FROM records WHERE number <= ? AND written_at < ? ORDER BY number LIMIT ?)",
                 (before, written_before, limit),
             ).rowcount
 

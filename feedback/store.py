@@ -151,9 +151,9 @@ class Store:
             _upsert(db, DeadLetterRow, [_dead_letter_row(letter, now) for letter in dead])
             return changes
 
-    def expire_orphans(self, received_before: float) -> int:
-        """Give up the votes that have waited too long for their interaction, keeping them as dead letters; return how many."""
-        too_old = (FeedbackRow.position.is_(None), FeedbackRow.received_at < received_before)
+    def expire_orphans(self, stored_before: float) -> int:
+        """Give up the votes that have waited here since before then for their interaction, keeping them as dead letters; return how many."""
+        too_old = (FeedbackRow.position.is_(None), FeedbackRow.stored_at < stored_before)
         with reading(self._engine) as db:
             if not db.execute(select(FeedbackRow.id).where(*too_old).limit(1)).all():
                 return 0

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from feedback.database import fetch, open_engine, reading
 from feedback.models import FeedbackRow, InteractionRow
@@ -47,6 +47,15 @@ class Views:
         """Return how much the store holds."""
         with reading(self._engine) as db:
             return count(db)
+
+    def learned(self, through: int) -> int:
+        """Return how many votes in force were stored up to a position."""
+        with reading(self._engine) as db:
+            return int(
+                db.execute(
+                    select(func.count()).select_from(FeedbackRow).where(FeedbackRow.in_force, FeedbackRow.position <= through)
+                ).scalar_one()
+            )
 
     def close(self) -> None:
         """Close the connections."""

@@ -83,7 +83,8 @@ class Cycle:
         if judged is None or len(anchors) < MIN_ANCHORS:
             return
         started = time.perf_counter()
-        model, report = reward_trainer.fit(judged, unpack(anchors), self.config.learner.seed + self.journal.position)
+        settings = self.config.learner
+        model, report = reward_trainer.fit(judged, unpack(anchors), settings.pessimism, settings.seed + self.journal.position)
         figures = report | self.prequential.figures()
         metrics.REWARD_FIT_SECONDS.observe(time.perf_counter() - started)
         metrics.REWARD_ACCURACY.set(figures.get("pair_accuracy", 0.0))

@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 import torch
-from attune.telemetry import setup_logging
 from prometheus_client import start_http_server
 from transformers import AutoTokenizer
 
@@ -17,6 +16,7 @@ from attune.config import Config
 from attune.errors import ConfigError
 from attune.frozen import FrozenBase, load_base
 from attune.registry import Registry
+from attune.telemetry import setup_logging
 from feedback.store import Store
 from learner.cycle import Cycle
 from learner.policy import Policy

@@ -6,7 +6,7 @@ A Fisher rows, K particles.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -59,10 +59,10 @@ class _Fit:
     log_evidence: float
 
 
-def fit(judged: Judged, anchors_ND: Array, seed: int) -> tuple[RewardModel, dict[str, float]]:
+def fit(judged: Judged, anchors_ND: Array, pessimism: float, seed: int) -> tuple[RewardModel, dict[str, float]]:
     """Return a reward model (version 0 until it is published) and its figures. Deterministic for the same input and seed.
 
-    `anchors_ND` are raw features of typical answers: they centre and scale the features, and give the range of utilities.
+    `anchors_ND` are raw features of typical answers: they centre and scale the features, and give the range of what can be earned.
     """
     center_D = anchors_ND.mean(0)
     scale_D = np.maximum(anchors_ND.std(0), 1e-3)
@@ -77,7 +77,8 @@ def fit(judged: Judged, anchors_ND: Array, seed: int) -> tuple[RewardModel, dict
     every = list(fits.values())
     particles_KD = torch.stack([every[int(o)].samples_KD[k] for k, o in enumerate(origin)])
     assert isinstance(mean_D, torch.Tensor)
-    model = RewardModel(0, center_D, scale_D, mean_D.numpy(), particles_KD.numpy(), _anchors(plain, anchors_ND, mean_D.numpy()))
+    model = RewardModel(0, center_D, scale_D, mean_D.numpy(), particles_KD.numpy())
+    model = replace(model, anchors=_anchors(model, anchors_ND, pessimism))
     report = {f"probe_{name}": round(float(s), 4) for name, s in zip(fits, share, strict=True)}
     return model, report | {"signals": float(len(judged.signals)), "answers": float(len(z_MD))}
 
@@ -141,7 +142,8 @@ def _posterior(rows_AD: torch.Tensor, generator: torch.Generator) -> tuple[torch
     return samples_KD, float(chol.diagonal().log().sum())
 
 
-def _anchors(plain: RewardModel, anchors_ND: Array, mean_D: Array) -> Anchors:
-    utility_N = plain.standardise(anchors_ND) @ mean_D
-    low, high = np.percentile(utility_N, [2, 98])
-    return Anchors(float(utility_N.mean()), max(float(utility_N.std()), 1e-3), float(low), float(high))
+def _anchors(model: RewardModel, anchors_ND: Array, pessimism: float) -> Anchors:
+    mean_N, spread_N = model.judge(anchors_ND)
+    total_N = mean_N - pessimism * spread_N
+    low, high = np.percentile(total_N, [2, 98])
+    return Anchors(float(total_N.mean()), max(float(total_N.std()), 1e-3), float(low), float(high))

@@ -46,7 +46,7 @@ Sampler = Callable[[Policy, int], Awaitable[Draw]]
 
 
 class Outlet(Protocol):
-    """Where interactions go; never blocks."""
+    """Where interactions go; never blocks, and counts what it has to give up."""
 
     def offer(self, record: Any) -> bool: ...
 
@@ -84,7 +84,6 @@ class Answerer:
             user=ask.user,
         )
         self.recent.remember(interaction)
-        if not self.outlet.offer(encode(interaction)):
-            metrics.INTERACTIONS_SHED.inc()
+        self.outlet.offer(encode(interaction))
         metrics.observe(interaction)
         return interaction

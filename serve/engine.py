@@ -62,12 +62,9 @@ class Engine:
     async def logprobs(self, adapter: LoRARequest | None, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
         """Return the log-probs (nats, temperature 1) of `tokens` after `prompt` under an adapter."""
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY)
-        output: Any = None
-        ident = f"canary-{os.urandom(8).hex()}"
-        whole = [*prompt, *tokens]
-        async for output in self.inner.generate({"prompt_token_ids": whole}, params, ident, lora_request=adapter):
-            pass
-        rows = output.prompt_logprobs[len(prompt) :]
+        ident, whole = f"canary-{os.urandom(8).hex()}", [*prompt, *tokens]
+        outputs = [o async for o in self.inner.generate({"prompt_token_ids": whole}, params, ident, lora_request=adapter)]
+        rows = outputs[-1].prompt_logprobs[len(prompt) :]
         return [row[token].logprob for row, token in zip(rows, tokens, strict=True)]
 
     async def close(self) -> None:

@@ -1,7 +1,8 @@
 """Grouped matmuls in place of vLLM's CPU LoRA wrapper, which copies A and B for every token.
 
-1.9 times the decode speed and 8 times the prefill speed of the shipped one; and rows of the base model get no adapter, where
-release 0.32 gives them the last slot's. For the CPU platform and the releases named here only; elsewhere it leaves vLLM alone.
+1.9 times the decode speed and 8 times the prefill speed of the shipped one; rows of the base model get no adapter, where release
+0.32 gives them the last slot's; and prompt log-probs can be asked for beside other requests. For the CPU platform and the releases
+named here only; elsewhere it leaves vLLM alone.
 """
 
 from typing import Any
@@ -31,6 +32,7 @@ def install() -> bool:
 
     PunicaWrapperCPU.update_metadata = update_metadata
     PunicaWrapperCPU.add_lora_linear = _add_lora_linear
+    PunicaWrapperCPU.add_lora_logits = _no_lora_logits
     return True
 
 
@@ -58,3 +60,11 @@ def _add_lora_linear(
             offset += size
         if rows is not None:
             y.index_copy_(0, rows, y_g)
+
+
+def _no_lora_logits(self: Any, y: Any, x: Any, *_: Any, **__: Any) -> None:
+    """Leave the logits alone: adapters never touch the output head.
+
+    The shipped method takes the sampled rows' adapters for all rows of a prompt, so that prompt log-probs asked for beside other
+    requests end the engine.
+    """

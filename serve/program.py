@@ -11,16 +11,16 @@ from typing import Protocol
 
 import structlog
 import uvicorn
-from attune.telemetry import setup_logging
 
 from attune import config as configuration
 from attune.config import Config
 from attune.errors import ConfigError
 from attune.prompt import prompt_version
 from attune.registry import Registry
+from attune.telemetry import setup_logging
 from feedback.bus import Outbox
 from feedback.views import Views
-from serve import adapter, keys, metrics
+from serve import adapter, keys
 from serve.answer import Answerer
 from serve.app import make_app
 from serve.pending import Pending
@@ -68,7 +68,7 @@ async def _serve(config: Config, listener: socket.socket) -> int:
     from serve.scorer import Scorer
 
     secrets = keys.load(config.home)
-    views = await asyncio.to_thread(Views.open, config.store_url)
+    views = await asyncio.to_thread(Views, config.store_url)
     outbox = Outbox(config)
     seed = config.serve.seed if config.serve.seed is not None else random.SystemRandom().getrandbits(31)
     log.info("starting_engine", model=config.model_identity, seed=seed)

@@ -34,8 +34,8 @@ def receipt(ident: str, stored: StoredFeedback | None, held: Feedback | None, re
     data |= {"status": "stored", "stored_at": stored.stored_at}
     if not stored.in_force:
         return data | {"status": "withdrawn"}
-    if stored.position is None:
-        return data
+    if stored.unusable is not None:
+        return data | {"status": "unusable"}
     data["reward_version"] = _first_with(registry, "reward", stored.position)
     policy = _first_with(registry, "policy", stored.position)
     if policy is not None:

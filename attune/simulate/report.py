@@ -1,6 +1,7 @@
 """What a simulation found, as a table for people and as one JSON object for programs. Pure but for the printing."""
 
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -45,8 +46,9 @@ def summary(session: Session, status: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def print_table(console: Console, result: dict[str, Any]) -> None:
-    """Print the judgements, one row each, and what happened on the way."""
+def print_table(result: dict[str, Any]) -> None:
+    """Print the judgements, one row each, and what happened on the way; as wide as needed where there is no terminal."""
+    console = Console(width=None if sys.stdout.isatty() else 110)
     table = Table(title=f"taste: {result['taste']} (against the base model, held-out prompts)")
     for column in ("votes", "policy", "answers", "preferred", "95%", "of decided", "ties", "words", "distinct"):
         table.add_column(column, justify="right")

@@ -54,7 +54,7 @@ async def status(request: Request, caller: Known) -> dict[str, Any]:
 
 def _learned(registry: Registry, views: Any) -> int:
     champion = registry.champion("policy")
-    return int(views.feedback_through(registry.version("policy", champion).trained_through)) if champion else 0
+    return int(views.learned(registry.version("policy", champion).trained_through)) if champion else 0
 
 
 def _versions(state: Any) -> list[dict[str, Any]]:

@@ -38,10 +38,10 @@ class LoopingClient:
                 reply = self._client.chat.completions.create(
                     model="attune",
                     messages=[{"role": "user", "content": "Tell me about rivers."}],
-                    max_tokens=16,
-                    extra_body={"candidates": 2},
+                    max_tokens=12,
+                    extra_body={"candidates": 1},
                 )
                 self.replies.append((time.monotonic(), (reply.model_extra or {})["attune"]["policy_version"]))
             except (openai.OpenAIError, KeyError) as error:
                 self.failures.append(repr(error))
-            self._over.wait(0.3)
+            self._over.wait(0.7)

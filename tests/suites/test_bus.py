@@ -1,6 +1,7 @@
 """One suite for every bus: what was acknowledged is read, in order, as often as asked, by whoever asks."""
 
 import asyncio
+import gc
 import sqlite3
 import subprocess
 import sys
@@ -144,10 +145,9 @@ async def test_a_caller_that_goes_away_does_not_harm_those_beside_it(bus_config:
         for task in tasks[::2]:
             task.cancel()
         await asyncio.gather(*tasks[1::2])
-        found = {d.record.id for d in await asyncio.to_thread(read_all, opened("reader"), 20)}
-        assert {f"e{i}" for i in range(1, 40, 2)} <= found | {
-            d.record.id for d in await asyncio.to_thread(read_all, opened("reader"), 40, None, 5)
-        }
+        # Whether an abandoned one was written is open; those that were awaited are there.
+        found = {d.record.id for d in await asyncio.to_thread(read_all, opened("reader"), 40, None, 2.0)}
+        assert {f"e{i}" for i in range(1, 40, 2)} <= found
     finally:
         await outbox.stop()
 
@@ -214,6 +214,7 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # kafka-python leaves refused connections to the collector
 async def test_votes_are_taken_while_the_broker_is_away_and_reach_it_later(kafka_broker: Broker, tmp_path: Path) -> None:
     if not kafka_broker.own:
         pytest.skip("the broker is not ours to kill")
@@ -237,4 +238,5 @@ async def test_votes_are_taken_while_the_broker_is_away_and_reach_it_later(kafka
         found |= {delivery.record.id for delivery in await asyncio.to_thread(read_all, reader, 1, positions, 5.0)}
     await outbox.stop()
     reader.close()
+    gc.collect()
     assert len(found) == 150
