@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Executable, create_engine, event, exc, text
+from sqlalchemy import Connection, Engine, Executable, create_engine, event, exc, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import QueuePool
 
 from attune.errors import ConfigError, InvalidRecord, Unavailable
 
 MIGRATIONS = Path(__file__).with_name("migrations")
+HEAD = "0001"
+"""The newest revision in `migrations/versions`, so that a store that is up to date opens without loading Alembic."""
 MIGRATION_LOCK = 0x6174_7475  # any constant number that nobody else locks
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
@@ -61,25 +63,36 @@ def fetch(db: Connection, query: Executable) -> list[dict[str, Any]]:
 
 def migrate(engine: Engine) -> None:
     """Bring the schema to this program's state; programs that start together wait for each other. Raises `Unavailable`, `ConfigError`."""
-    import alembic.command  # slow to load, and readers never need it
+    with reading(engine) as connection:
+        if _revision(connection) == HEAD:
+            return
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+        current = _revision(connection)
+        if current != HEAD:
+            _upgrade(connection, current)
+
+
+def _revision(connection: Connection) -> str | None:
+    """Return the revision of the schema; None for an empty database."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _upgrade(connection: Connection, current: str | None) -> None:
+    import alembic.command  # slow to load, and hardly ever needed
     import alembic.config
-    from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
     settings = alembic.config.Config()
     settings.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     settings.set_main_option("path_separator", "os")
-    with writing(engine) as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-        script = ScriptDirectory.from_config(settings)
-        current, head = MigrationContext.configure(connection).get_current_revision(), script.get_current_head()
-        if current == head:
-            return
-        if current is not None and current not in {revision.revision for revision in script.walk_revisions()}:
-            raise ConfigError(f"the store was made by a newer version of Attune (schema {current}): upgrade this program")
-        settings.attributes["connection"] = connection
-        alembic.command.upgrade(settings, "head")
+    if current not in {None, *(revision.revision for revision in ScriptDirectory.from_config(settings).walk_revisions())}:
+        raise ConfigError(f"the store was made by a newer version of Attune (schema {current}): upgrade this program")
+    settings.attributes["connection"] = connection
+    alembic.command.upgrade(settings, "head")
 
 
 def _parsed(url: str) -> URL:

@@ -26,6 +26,11 @@ class DeadLetter:
     attempts: int = 1
 
     @property
+    def name(self) -> str:
+        """How an operator names it."""
+        return f"{self.partition.topic}/{self.partition.number}/{self.offset}"
+
+    @property
     def record(self) -> Record:
         """The event as it was read."""
         return Record(self.key, self.headers, self.body)

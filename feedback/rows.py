@@ -11,6 +11,7 @@ from attune.errors import InvalidRecord
 from attune.types import Candidate, Feedback, Interaction, Kind, Sampling, Withdrawal
 
 Row = dict[str, Any]
+VOTE_COLUMNS = ("id", "event_id", "interaction_id", "choice", "received_at", "aspect", "user")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +65,14 @@ def interaction_from(row: Mapping[str, Any], candidates: Iterable[Mapping[str, A
 
 def vote_row(vote: Vote) -> Row:
     """Return the row of a vote."""
-    row = asdict(vote.feedback) | {"kind": str(vote.feedback.kind), "value": json.dumps(vote.feedback.value)}
+    row: Row = {name: getattr(vote.feedback, name) for name in VOTE_COLUMNS}
+    row |= {"kind": str(vote.feedback.kind), "value": json.dumps(vote.feedback.value)}
     return row | {"in_force": vote.in_force, "position": vote.position, "stored_at": vote.stored_at}
 
 
 def vote_from(row: Mapping[str, Any]) -> Vote:
     """Return the vote that a row holds."""
-    names = ("id", "event_id", "interaction_id", "choice", "received_at", "aspect", "user")
-    feedback = Feedback(kind=Kind(row["kind"]), value=json.loads(row["value"]), **{name: row[name] for name in names})
+    feedback = Feedback(kind=Kind(row["kind"]), value=json.loads(row["value"]), **{name: row[name] for name in VOTE_COLUMNS})
     return Vote(feedback, bool(row["in_force"]), row["position"], row["stored_at"])
 
 
@@ -80,7 +81,8 @@ def check_storable(event: Interaction | Feedback | Withdrawal) -> None:
     if isinstance(event, Interaction):
         interaction_rows(event, 0, 0.0)
     else:
-        _check({name: value for name, value in asdict(event).items() if name != "value"})
+        names = VOTE_COLUMNS if isinstance(event, Feedback) else ("event_id", "feedback_id", "interaction_id", "received_at")
+        _check({name: getattr(event, name) for name in names})
 
 
 def _check(row: Row) -> None:

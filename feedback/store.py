@@ -7,7 +7,7 @@ whenever it was changed or withdrawn. The rules of the join are `feedback.join`;
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, delete, func, insert, select, update
@@ -152,7 +152,7 @@ class Store:
             return changes
 
     def expire_orphans(self, stored_before: float) -> int:
-        """Give up the votes that have waited here since before then for their interaction, keeping them as dead letters; return how many."""
+        """Give up the votes that have waited since before then for their interaction, keep them as dead letters, return how many."""
         too_old = (FeedbackRow.position.is_(None), FeedbackRow.stored_at < stored_before)
         with reading(self._engine) as db:
             if not db.execute(select(FeedbackRow.id).where(*too_old).limit(1)).all():
@@ -277,7 +277,7 @@ def _write_changes(db: Connection, changes: Changes, now: float) -> None:
         db.execute(insert(EventRow), [{"event_id": e, "feedback_id": f, "stored_at": now} for e, f in changes.events.items()])
     _upsert(db, FeedbackRow, [vote_row(vote) for vote in changes.votes.values()])
     names = ("event_id", "feedback_id", "received_at")
-    _upsert(db, WithdrawalRow, [{name: asdict(w)[name] for name in names} for w in changes.withdrawals.values()])
+    _upsert(db, WithdrawalRow, [{name: getattr(w, name) for name in names} for w in changes.withdrawals.values()])
     db.execute(update(CounterRow).values(value=changes.position))
 
 

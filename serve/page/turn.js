@@ -185,7 +185,7 @@ export class Turn {
     pair.scrollIntoView({ block: "nearest" });
     const ask = (answer, request, waiting) => listen({ messages: this.messages, ...request }, [answer], this.stopper.signal, waiting)
       .then((told) => {
-        answer.facts.textContent = `policy ${told.attune?.policy_version ?? 0}, ${told.seconds} s`;
+        answer.facts.textContent = `policy ${told.attune?.policy_version ?? 0}, ${request.candidates > 1 ? `best of ${request.candidates}` : "one try"}, ${told.seconds} s`;
         answer.actions.append(answer.facts);
       })
       .catch((error) => answer.fail(`That did not work: ${error.message}`));

@@ -21,6 +21,7 @@ from attune.events import Record, encode
 from attune.types import Feedback, Interaction, Withdrawal
 from feedback.bus import Bus, open_bus
 from feedback.consumer import Consumer
+from feedback.dlq import main
 from feedback.store import Fenced, Store, StoreCounts
 from tests.suites.events import corrupt, interaction, vote, withdrawal
 
@@ -93,6 +94,32 @@ def test_a_value_that_only_the_database_refuses_is_found_and_set_aside_alone(bus
     publish(bus, *(vote(f"e{n}", name=f"fb-{n}") for n in range(9)), bad, interaction("i1"))
     drain(Consumer(bus, store, FeedbackSection()))
     assert store.counts() == StoreCounts(interactions=1, feedback=9, orphans=0, dead_letters=1)
+
+
+def test_dead_letters_are_listed_replayed_and_discarded(
+    bus: Bus, store: Store, store_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = store_config.home / "attune.toml"
+    file.write_text(as_toml(store_config))
+    publish(bus, corrupt(), vote("e1"))
+    drain(Consumer(bus, store, FeedbackSection()))
+    assert store.expire_orphans(time.time() + 1) == 1
+    publish(bus, interaction())
+    drain(Consumer(bus, store, FeedbackSection()))
+
+    def dlq(*arguments: str) -> tuple[int, str]:
+        code = main(["--config", str(file), *arguments])
+        return code, capsys.readouterr().out
+
+    code, listing = dlq("list")
+    unread, orphan = [line.split("\t")[0] for line in listing.splitlines()]
+    assert (code, orphan) == (0, "orphans/0/1")
+    assert "Invalid JSON" in dlq("show", unread)[1]
+    assert dlq("replay", "all")[0] == 1
+    assert store.counts() == StoreCounts(interactions=1, feedback=1, orphans=0, dead_letters=1)
+    assert dlq("discard", unread) == (0, f"{unread}\tdiscarded\n")
+    assert dlq("discard", unread)[0] == 1
+    assert store.counts().dead_letters == 0
 
 
 def test_a_long_run_of_bad_events_stops_the_consumer_and_discards_nothing(bus: Bus, store: Store) -> None:
@@ -234,7 +261,7 @@ Start = Callable[[Path], "subprocess.Popen[bytes]"]
 def test_a_consumer_killed_over_and_over_stores_every_event_once(bus: Bus, store: Store, store_config: Config, start: Start) -> None:
     file = store_config.home / "attune.toml"
     file.write_text(as_toml(store_config.model_copy(update={"feedback": FeedbackSection(batch_events=7)})))
-    rng, total = random.Random(3), 1500
+    rng, total = random.Random(3), 800
     stop_publishing = threading.Event()
 
     def feed() -> None:

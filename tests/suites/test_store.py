@@ -14,7 +14,7 @@ from sqlalchemy import text
 from attune.errors import ConfigError, InvalidRecord, Unavailable
 from attune.types import Interaction, Kind
 from feedback.bus import Partition
-from feedback.database import open_engine, reading, writing
+from feedback.database import HEAD, open_engine, reading, writing
 from feedback.models import Base
 from feedback.store import Fenced, Store, StoreCounts
 from feedback.views import InteractionSummary, Views
@@ -255,7 +255,9 @@ def test_programs_that_start_together_make_the_tables_once(store_url: str) -> No
 def test_the_migrations_lead_to_the_models(store_url: str, store: Store) -> None:
     engine = open_engine(store_url)
     with reading(engine) as db:
-        assert compare_metadata(MigrationContext.configure(db), Base.metadata) == []
+        context = MigrationContext.configure(db)
+        assert compare_metadata(context, Base.metadata) == []
+        assert context.get_current_revision() == HEAD
     engine.dispose()
 
 

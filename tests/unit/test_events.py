@@ -1,6 +1,7 @@
 """Events over the border and back: nothing changes on the way, what does not fit is refused, the schemas are published."""
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,10 +101,8 @@ def test_what_is_encoded_is_decoded_to_the_same(event: Interaction | Feedback | 
     st.dictionaries(st.sampled_from(["ce_id", "ce_type", "ce_specversion"]), st.text(max_size=30) | st.sampled_from([*TOPICS, "1.0"])),
 )
 def test_whatever_bytes_arrive_the_answer_is_an_event_or_a_reason(body: bytes, headers: dict[str, str]) -> None:
-    try:
+    with suppress(InvalidRecord):
         decode(Record("key", headers, body))
-    except InvalidRecord as error:
-        assert str(error)
 
 
 def test_log_probs_that_are_no_numbers_travel_as_null() -> None:
@@ -128,7 +127,7 @@ def test_log_probs_that_are_no_numbers_travel_as_null() -> None:
     ],
 )
 def test_an_event_that_does_not_fit_is_refused_before_it_travels(event: Any, reason: str) -> None:
-    with pytest.raises((InvalidRecord, OverflowError), match=reason if "received" not in reason else ""):
+    with pytest.raises(InvalidRecord, match=reason):
         encode(event)
 
 

@@ -1,0 +1,142 @@
+"""The chat API on real vLLM: what an unmodified openai client sees, and what is answered to mistakes."""
+
+import json
+
+import openai
+import pytest
+
+from tests.fixtures.engine import Bench
+
+pytestmark = pytest.mark.engine
+HELLO = [{"role": "user", "content": "Hello there."}]
+
+
+def ask(bench: Bench, **more: object) -> openai.types.chat.ChatCompletion:
+    with bench.client() as client:
+        return client.chat.completions.create(model="attune", messages=HELLO, **{"max_tokens": 8, **more})  # type: ignore[call-overload, no-any-return]
+
+
+def test_plain_reply_names_what_made_it(bench: Bench) -> None:
+    reply = ask(bench)
+    told = reply.model_extra["attune"]  # type: ignore[index]
+    assert reply.id == told["interaction_id"]
+    assert reply.model == "attune"
+    assert reply.choices[0].finish_reason in ("stop", "length")
+    assert reply.usage
+    assert 0 < reply.usage.completion_tokens <= 8
+    (choice,) = told["choices"]
+    assert 0 <= choice["candidate"] < 4
+    assert choice["propensity"] == pytest.approx(0.25)  # nothing is learned: all four are alike
+    assert set(choice["scores"]) == {"utility", "spread", "total"}
+
+
+def test_two_choices_are_two_candidates(bench: Bench) -> None:
+    reply = ask(bench, n=2)
+    told = reply.model_extra["attune"]["choices"]  # type: ignore[index]
+    assert [c.index for c in reply.choices] == [0, 1]
+    assert len({c["candidate"] for c in told}) == 2
+
+
+def test_reranking_off_shows_the_first(bench: Bench) -> None:
+    told = ask(bench, n=2, extra_body={"rerank": "off", "candidates": 3}).model_extra["attune"]  # type: ignore[index]
+    assert [c["candidate"] for c in told["choices"]] == [0, 1]
+
+
+def test_stream_equals_one_id_and_ends_with_the_extension(bench: Bench) -> None:
+    with (
+        bench.http() as http,
+        http.stream("POST", "/v1/chat/completions", json={"messages": HELLO, "max_tokens": 8, "stream": True, "n": 2}) as response,
+    ):
+        assert response.headers["x-attune-feedback-token"]
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    chunks = [json.loads(line) for line in lines[:-1]]
+    assert {c["id"] for c in chunks} == {chunks[-1]["attune"]["interaction_id"]}
+    assert [c for c in chunks[:-1] if "attune" in c] == []
+    assert {choice["index"] for c in chunks for choice in c["choices"]} == {0, 1}
+
+
+def test_seeded_requests_repeat_and_greedy_draws_once(bench: Bench) -> None:
+    first, second = (ask(bench, seed=7, max_tokens=12, extra_body={"rerank": "off"}).choices[0].message.content for _ in range(2))
+    assert first == second
+    greedy = ask(bench, temperature=0)
+    assert greedy.model_extra["attune"]["choices"][0]["candidate"] == 0  # type: ignore[index]
+
+
+def test_logprobs_and_json_come_from_vllm(bench: Bench) -> None:
+    reply = ask(bench, logprobs=True, top_logprobs=2)
+    assert reply.choices[0].logprobs
+    assert reply.choices[0].logprobs.content
+    assert len(reply.choices[0].logprobs.content[0].top_logprobs) == 2
+    assert ask(bench).choices[0].logprobs is None
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
+    shaped = ask(bench, max_tokens=30, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+    if shaped.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(shaped.choices[0].message.content or "")["a"], bool)
+
+
+def test_models(bench: Bench) -> None:
+    with bench.client() as client:
+        names = {m.id for m in client.models.list()}
+        assert {"attune", "attune@0"} <= names
+        assert client.models.retrieve("attune").id == "attune"
+        based = client.chat.completions.create(model="attune@0", messages=HELLO, max_tokens=4)  # type: ignore[arg-type]
+    assert based.model_extra["attune"]["policy_version"] == 0  # type: ignore[index]
+
+
+CHAT = "/v1/chat/completions"
+MISTAKES = [
+    ("POST", CHAT, {"messages": []}, 400, "messages"),
+    ("POST", CHAT, {"messages": HELLO, "n": 17}, 400, "n"),
+    ("POST", CHAT, {"messages": HELLO, "n": 3, "candidates": 2}, 400, None),
+    ("POST", CHAT, {"messages": HELLO, "temperature": 9}, 400, "temperature"),
+    ("POST", CHAT, {"messages": HELLO, "max_tokens": 100_000}, 400, None),
+    ("POST", CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400, None),
+    ("POST", CHAT, {"messages": HELLO, "model": "gpt"}, 404, "model"),
+    ("POST", CHAT, {"messages": HELLO, "model": "attune@999"}, 404, "model"),
+    ("POST", CHAT, {"messages": [{"role": "user", "content": "x" * 30_000}]}, 413, None),
+    ("GET", "/v1/nothing", None, 404, None),
+    ("POST", "/tokenize", {"prompt": "x"}, 404, None),
+    ("POST", "/pause", {}, 404, None),
+    ("POST", "/v1/load_lora_adapter", {}, 404, None),
+    ("POST", "/v1/completions", {"prompt": "x"}, 404, None),
+    ("GET", CHAT, None, 405, None),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status", "param"), MISTAKES)
+def test_mistakes_are_answered_as_openai_does(bench: Bench, method: str, path: str, body: object, status: int, param: str | None) -> None:
+    with bench.http() as http:
+        response = http.request(method, path, json=body)
+    error = response.json()["error"]
+    assert response.status_code == status, error
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    if param:
+        assert error["param"] == param
+    assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("key", [None, "sk-attune-00000000-wrong", "nonsense"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/attune/status", "/v1/feedback/fb-1"])
+def test_a_key_is_needed(bench: Bench, key: str | None, path: str) -> None:
+    with bench.http(key) as http:
+        response = http.get(path)
+    assert response.status_code == 401
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_body_that_is_not_json(bench: Bench) -> None:
+    with bench.http() as http:
+        response = http.post(CHAT, content=b"{", headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_json"
+
+
+def test_metrics_and_health_need_no_key(bench: Bench) -> None:
+    with bench.http(None) as http:
+        assert http.get("/healthz").json()["status"] == "ok"
+        assert http.get("/readyz").json()["status"] == "ready"
+        text = http.get("/metrics").text
+    for name in ("attune_candidates_total", "attune_policy_version", "attune_request_seconds_bucket", "attune_scorer_seconds_bucket"):
+        assert name in text

@@ -1,0 +1,144 @@
+"""Votes over HTTP: durable before they are acknowledged, changeable, revocable, and only by who may."""
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.fixtures.engine import Bench
+
+pytestmark = pytest.mark.engine
+
+
+def answer(bench: Bench, **more: Any) -> dict[str, Any]:
+    with bench.http() as http:
+        body = {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 4} | more
+        return dict(http.post("/v1/chat/completions", json=body).json()["attune"])
+
+
+def vote(bench: Bench, interaction: str, key: str | None = "", headers: dict[str, str] | None = None, **body: Any) -> Any:
+    with bench.http(key) as http:
+        return http.post("/v1/feedback", json={"interaction_id": interaction, "kind": "thumb", "value": 1} | body, headers=headers)
+
+
+def receipt(bench: Bench, ident: str, status: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 10
+    with bench.http() as http:
+        while True:
+            found = http.get(f"/v1/feedback/{ident}").json()
+            if found.get("status") == status:
+                return dict(found)
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+
+
+def test_a_vote_is_received_then_stored(bench: Bench) -> None:
+    told = answer(bench)
+    response = vote(bench, told["interaction_id"])
+    assert response.status_code == 202
+    assert response.json()["status"] == "received"
+    stored = receipt(bench, response.json()["id"], "stored")
+    assert stored["interaction_id"] == told["interaction_id"]
+    assert stored["stored_at"] >= stored["received_at"]
+    assert stored["policy_version"] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("thumb", -1),
+        ("rating", 4),
+        ("comparison", {"better": 0, "worse": 3}),
+        ("comparison", {"tie": "bad", "between": [0, 1]}),
+        ("ranking", [2, 0, 1, 3]),
+        ("edit", "Better."),
+        ("comment", "<script>alert(1)</script>"),
+        ("implicit", "copied"),
+        ("implicit", {"dwell": 3.5}),
+        ("outcome", 0.5),
+    ],
+)
+def test_every_kind_is_stored(bench: Bench, kind: str, value: Any) -> None:
+    response = vote(bench, answer(bench)["interaction_id"], kind=kind, value=value)
+    assert response.status_code == 202
+    assert receipt(bench, response.json()["id"], "stored")["value"] == value
+
+
+def test_changing_a_vote_keeps_its_id_and_the_last_word_counts(bench: Bench) -> None:
+    ident = answer(bench)["interaction_id"]
+    first, second = vote(bench, ident, user="anna"), vote(bench, ident, user="anna", value=-1)
+    other = vote(bench, ident, user="ben")
+    assert first.json()["id"] == second.json()["id"] != other.json()["id"]
+    assert receipt(bench, first.json()["id"], "stored")["value"] == -1
+
+
+def test_withdrawing(bench: Bench) -> None:
+    ident = vote(bench, answer(bench)["interaction_id"]).json()["id"]
+    receipt(bench, ident, "stored")
+    with bench.http() as http:
+        assert http.delete(f"/v1/feedback/{ident}").status_code == 202
+        assert http.delete("/v1/feedback/fb-unknown").status_code == 404
+    receipt(bench, ident, "withdrawn")
+
+
+def test_the_same_idempotency_key_is_one_event(bench: Bench) -> None:
+    ident = answer(bench)["interaction_id"]
+    headers = {"Idempotency-Key": "k-1"}
+    first = vote(bench, ident, headers=headers)
+    receipt(bench, first.json()["id"], "stored")
+    vote(bench, ident, value=-1, headers=headers)  # the same request again, whatever it says
+    time.sleep(0.5)
+    with bench.http() as http:
+        assert http.get("/v1/attune/status").json()["store"]["dead_letters"] == 0
+    assert vote(bench, ident, headers=headers).json()["id"] == first.json()["id"]
+
+
+def test_a_token_votes_without_a_key_and_only_for_its_interaction(bench: Bench) -> None:
+    told, other = answer(bench), answer(bench)
+    token = told["feedback_token"]
+    assert vote(bench, told["interaction_id"], key=None, token=token).status_code == 202
+    for interaction, given in [
+        (other["interaction_id"], token),
+        (told["interaction_id"], token[:-2] + "xx"),
+        (told["interaction_id"], "x"),
+    ]:
+        refused = vote(bench, interaction, key=None, token=given)
+        assert refused.status_code == 401
+        assert refused.json()["error"]["param"] == "token"
+    assert vote(bench, told["interaction_id"], key=None).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"value": 2}, 400, None),
+        ({"kind": "applause"}, 400, "kind"),
+        ({"kind": "comparison", "value": {"better": 0, "worse": 9}}, 400, "value"),
+        ({"kind": "ranking", "value": [0, 0]}, 400, None),
+        ({"choice": 3}, 400, "choice"),
+        ({"interaction_id": "chatcmpl-none"}, 404, "interaction_id"),
+        ({"surprise": 1}, 400, "surprise"),
+    ],
+)
+def test_mistakes(bench: Bench, body: dict[str, Any], status: int, param: str | None) -> None:
+    ident = answer(bench)["interaction_id"]
+    response = vote(bench, body.pop("interaction_id", ident), **body)
+    assert response.status_code == status, response.text
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    if param:
+        assert response.json()["error"]["param"] == param
+
+
+def test_the_page_has_a_session_of_its_own_on_this_machine_only(bench: Bench) -> None:
+    with bench.http(None) as http:
+        page = http.get("/")
+        assert page.status_code == 200
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        assert "httponly" in page.headers["set-cookie"].lower()
+        assert http.get("/v1/models").status_code == 200  # the cookie
+        body = {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 2}
+        assert http.post("/v1/chat/completions", json=body).status_code == 403  # not from the page
+        assert http.post("/v1/chat/completions", json=body, headers={"Origin": bench.url}).status_code == 200
+        assert http.get("/v1/models", headers={"Host": "evil.example"}).status_code == 401
+    with bench.http(None) as http:
+        assert "set-cookie" not in http.get("/", headers={"Host": "evil.example"}).headers
