@@ -93,7 +93,7 @@ class LearnerSection(_Section):
     threads: Count = 1
     nice: Annotated[int, Field(ge=0, le=19)] = 10
     policy_lr: Positive = 3e-4
-    optimizer_steps: Count = 2
+    optimizer_steps: Count = 4
     kl_beta: Annotated[float, Field(ge=0.0)] = 0.1
     kl_budget_nats: Positive = 6.0
     """Budget per sequence; beyond it `kl_hinge` is taken off the reward per nat."""

@@ -35,10 +35,10 @@ class Policy:
             lora_dropout=0.0,
             target_modules=TARGETS,
             layers_to_transform=list(range(first, layers)),
-            base_model_name_or_path=base_name,
             task_type="CAUSAL_LM",
         )
         self.network = get_peft_model(network, self.settings, autocast_adapter_dtype=False)
+        self.settings.base_model_name_or_path = base_name  # only now: PEFT would put the folder that it was loaded from in its place
         self.base = self.network.get_base_model()
         self.weights = [p for p in self.network.parameters() if p.requires_grad]
         self.masters = [p.detach().float().clone().requires_grad_(True) for p in self.weights]
@@ -84,7 +84,8 @@ class Policy:
 
     def adapter_files(self) -> dict[str, bytes]:
         """Return PEFT's two files for the present weights, in bf16."""
-        state = {k: v.to(torch.bfloat16).contiguous() for k, v in get_peft_model_state_dict(self.network).items()}
+        tensors = get_peft_model_state_dict(self.network, save_embedding_layers=False)  # "auto" would ask the hub
+        state = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
         settings = {k: sorted(v) if isinstance(v, set) else v for k, v in self.settings.to_dict().items()}
         return {
             "adapter_model.safetensors": save(state),

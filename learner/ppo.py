@@ -44,7 +44,8 @@ def update(policy: Policy, rollouts: Sequence[Rollout], settings: LearnerSection
             batch.logprob_P, batch.logprob_P.detach(), batch.behaviour_P, batch.advantage_P, batch.keep_P,
             clip_low=settings.clip_low, clip_high=settings.clip_high,
         )  # fmt: skip
-        if not math.isfinite(float(result.loss)):
+        loss = float(result.loss.detach())
+        if not math.isfinite(loss):
             raise Diverged("the policy loss is not finite")
         result.loss.backward()  # type: ignore[no-untyped-call]
         norm = policy.step(settings.grad_clip)
@@ -55,7 +56,7 @@ def update(policy: Policy, rollouts: Sequence[Rollout], settings: LearnerSection
         reports.append(
             batch.figures
             | {
-                "policy_loss": float(result.loss),
+                "policy_loss": loss,
                 "approx_kl": result.approx_kl,
                 "clipfrac": result.clipfrac,
                 "importance_weight": result.importance_weight,

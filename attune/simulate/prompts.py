@@ -82,7 +82,7 @@ def held_out(taste: str) -> list[Ask]:
 def _sides(taste: str) -> tuple[list[Ask], list[Ask]]:
     match taste:
         case "short":
-            groups = [_about_things()]
+            groups = [_capitals(), _about_things(), _opposites(), _small_talk()]
         case "correct-and-direct":
             groups = [_capitals(), _sums(), _opposites(), _young(), _following()]
         case "friendly":

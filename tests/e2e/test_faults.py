@@ -34,9 +34,9 @@ async def _kill_on_the_way(session: Session, victim: Running) -> dict[str, int]:
     return killed
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(420)
 async def test_every_acknowledged_vote_survives_the_kill_of_each_program(victim: Running, tmp_path: Path) -> None:
-    line = Line(victim.url, victim.key, patience_s=90.0)
+    line = Line(victim.url, victim.key, patience_s=180.0)
     plan = Plan(
         TASTES["short"],
         votes=VOTES,

@@ -30,7 +30,7 @@ def deployed(demo_model: Path, kafka_broker: Broker, postgres_url: str, tmp_path
         yield deployment
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(420)
 def test_simulated_people_teach_a_policy_through_kafka_and_postgresql(deployed: Running, postgres_url: str, tmp_path: Path) -> None:
     command = [
         sys.executable,

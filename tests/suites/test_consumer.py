@@ -108,6 +108,7 @@ def test_dead_letters_are_listed_replayed_and_discarded(
     drain(Consumer(bus, store, FeedbackSection()))
 
     def dlq(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()  # the log lines until now
         code = main(["--config", str(file), *arguments])
         return code, capsys.readouterr().out
 
@@ -168,7 +169,7 @@ def test_of_two_consumers_the_zombie_is_fenced_and_catches_up(bus: Bus, store: S
     other._store.close()
 
 
-def wait_for(done: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def wait_for(done: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not done():
         assert time.monotonic() < deadline, "it did not come about in time"
@@ -261,15 +262,14 @@ Start = Callable[[Path], "subprocess.Popen[bytes]"]
 def test_a_consumer_killed_over_and_over_stores_every_event_once(bus: Bus, store: Store, store_config: Config, start: Start) -> None:
     file = store_config.home / "attune.toml"
     file.write_text(as_toml(store_config.model_copy(update={"feedback": FeedbackSection(batch_events=7)})))
-    rng, total = random.Random(3), 800
-    stop_publishing = threading.Event()
+    rng, enough, sent = random.Random(3), threading.Event(), []
 
     def feed() -> None:
-        for n in range(total):
+        while not enough.wait(0.003):
+            n = len(sent)
             halves = [interaction(f"i{n}", candidates=1, shown=[0]), vote(f"e{n}", of=f"i{n}")]
             publish(bus, *(halves if n % 2 else reversed(halves)), *(halves if n % 10 == 0 else ()))
-            if stop_publishing.wait(0.001):
-                return
+            sent.append(n)
 
     feeder = threading.Thread(target=feed)
     feeder.start()
@@ -280,18 +280,17 @@ def test_a_consumer_killed_over_and_over_stores_every_event_once(bus: Bus, store
             time.sleep(rng.uniform(0.0, 0.3))
             program.kill()
             program.communicate()
-        program = start(file)
-        wait_for(lambda: store.counts().feedback == total, timeout_s=60)
-        feeder.join()
-        time.sleep(0.3)
-        program.send_signal(signal.SIGTERM)
-        program.communicate(timeout=15)
-        assert program.returncode == 0
     finally:
-        stop_publishing.set()
+        enough.set()
         feeder.join()
+    program, total = start(file), len(sent)
+    wait_for(lambda: store.counts().feedback == total)
+    time.sleep(0.3)
+    program.send_signal(signal.SIGTERM)
+    program.communicate(timeout=30)
+    assert program.returncode == 0
     assert store.counts() == StoreCounts(interactions=total, feedback=total, orphans=0, dead_letters=0)
-    positions = [s.position for s in store.feedback_after(0, limit=10_000)]
+    positions = [s.position for s in store.feedback_after(0, limit=100_000)]
     assert len(set(positions)) == total
     assert store.position() == 2 * total
 

@@ -1,6 +1,7 @@
 """The rules of the join, for every order, repetition and division of what arrives."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,7 +44,7 @@ class Kept:
 def test_the_latest_is_in_force_whatever_the_order(order: list[Event], again: list[Event], cuts: set[int]) -> None:
     kept, arrivals = Kept(), [*order, *again]
     edges = [0, *sorted(cuts), len(arrivals)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         kept.take(arrivals[start:end])
     assert len(kept.positions) == len(set(kept.positions))
     for n in range(4):

@@ -1,0 +1,54 @@
+"""PPO's sums against brute force, and the promises of whitening and the hinge."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.advantages import gae, leave_one_out, shaped, whiten
+
+NUMBERS = st.lists(st.floats(-5, 5), min_size=1, max_size=8)
+
+
+@given(NUMBERS, NUMBERS, st.floats(0, 1), st.floats(0, 1))
+def test_gae_equals_the_sum_it_stands_for(rewards: list[float], values: list[float], gamma: float, lam: float) -> None:
+    count = min(len(rewards), len(values))
+    r, v = rewards[:count], [*values[:count], 0.0]
+    delta = [r[t] + gamma * v[t + 1] - v[t] for t in range(count)]
+    expected = [sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, count)) for t in range(count)]
+    found = gae(torch.tensor(r, dtype=torch.float64), torch.tensor(v[:count], dtype=torch.float64), gamma, lam)
+    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=8))
+def test_leave_one_out_is_the_others_mean(rewards: list[float]) -> None:
+    expected = [r - (sum(rewards) - r) / (len(rewards) - 1) for r in rewards]
+    assert leave_one_out(torch.tensor(rewards, dtype=torch.float64)).tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_one_answer_has_no_advantage() -> None:
+    assert leave_one_out(torch.tensor([3.0])).tolist() == [0.0]
+
+
+def test_whitening_is_over_all_tokens_of_the_batch() -> None:
+    flat = torch.cat(whiten([torch.tensor([1.0, 5.0]), torch.tensor([-3.0]), torch.tensor([7.0, 2.0, 0.0])]))
+    assert float(flat.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(flat.std()) == pytest.approx(1, abs=1e-6)
+
+
+def test_whitening_does_not_blow_up_noise() -> None:
+    flat = torch.cat(whiten([torch.tensor([0.001, -0.001]), torch.tensor([0.002])]))
+    assert float(flat.abs().max()) < 0.01
+
+
+def test_kl_and_terminal_reward_sum_up_within_the_budget() -> None:
+    ratio = torch.tensor([0.5, -0.25, 1.0])
+    reward = shaped(2.0, ratio, beta=0.1, budget_nats=6.0, hinge=0.3)
+    assert float(reward.sum()) == pytest.approx(2.0 - 0.1 * 1.25)
+
+
+def test_the_hinge_takes_off_what_lies_beyond_the_budget() -> None:
+    ratio = torch.full((10,), 1.0)
+    free, held = (shaped(0.0, ratio, beta=0.0, budget_nats=budget, hinge=0.3).sum() for budget in (20.0, 6.0))
+    assert float(free) == 0.0
+    assert float(held) == pytest.approx(-0.3 * 4)

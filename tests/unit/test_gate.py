@@ -1,0 +1,73 @@
+"""The gate, the state table's neighbour: what may go live, and what a rollout must be to be learned from."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from attune.types import Candidate, Interaction, Sampling
+from learner.evaluate import Seen, held_out_reward, step_kl
+from learner.gate import judge
+from learner.rollout import Rollout, tied, unusable
+
+GOOD: dict[str, Any] = {
+    "kl_to_ref": 5.0, "entropy": 1.0, "held_out_before": 0.2, "held_out_after": 0.3, "empty_share": 0.0, "policy_loss": 0.1,
+}  # fmt: skip
+
+
+def test_a_good_report_passes() -> None:
+    assert judge(GOOD, 30.0).promote
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"policy_loss": math.nan}, "finite"),
+        ({"kl_to_ref": 31.0}, "KL"),
+        ({"entropy": 0.001}, "entropy"),
+        ({"held_out_after": -0.5}, "held-out"),
+        ({"empty_share": 0.5}, "empty"),
+    ],
+)
+def test_each_reason_alone_is_enough(change: dict[str, Any], word: str) -> None:
+    decision = judge(GOOD | change, 30.0)
+    assert not decision.promote
+    assert word in " ".join(decision.reasons)
+
+
+def interaction(**more: Any) -> Interaction:
+    candidates = tuple(Candidate(k, "x", (1, 2), (-1.0, -1.0), "stop", (-1.0, -1.0), b"\0\0") for k in range(2))
+    return Interaction("i", 0.0, (), (5,), Sampling(0.7), candidates, (0,), (0.5,), 3, 1, "t", **more)
+
+
+def test_what_ppo_may_learn_from() -> None:
+    good = interaction()
+    assert unusable(good, live=4, max_staleness=8) is None
+    assert unusable(good, live=12, max_staleness=8) == "stale"
+    assert unusable(good, live=2, max_staleness=8) == "stale"  # sampled from a version that was rolled back
+    assert unusable(replace(good, sampling=Sampling(0.7, top_p=0.9)), 4, 8) == "sampling"
+    assert unusable(replace(good, sampling=Sampling(0.0)), 4, 8) == "sampling"
+    assert unusable(replace(good, candidates=good.candidates[:1]), 4, 8) == "single"
+    unseen = tuple(replace(c, features=None) for c in good.candidates)
+    assert unusable(replace(good, candidates=unseen), 4, 8) == "unscored"
+
+
+def group(*rewards: float) -> Rollout:
+    rows = tuple((-1.0, -1.0) for _ in rewards)
+    return Rollout("i", (5,), tuple((1, 2) for _ in rewards), rows, rows, rewards, 0.7, 0)
+
+
+def test_ties_teach_nothing() -> None:
+    assert tied(group(1.0, 1.0))
+    assert not tied(group(1.0, 1.1))
+
+
+def test_held_out_reward_follows_where_the_policy_went() -> None:
+    same = Seen([torch.tensor([-2.0, -2.0])], 1.0)
+    moved = Seen([torch.tensor([-1.0, -4.0])], 1.0)
+    assert held_out_reward([group(1.0, 0.0)], same) == pytest.approx(0.5)
+    assert held_out_reward([group(1.0, 0.0)], moved) == pytest.approx(math.exp(1) / (math.exp(1) + math.exp(-2)))
+    assert step_kl([group(1.0, 0.0)], same, same) == 0.0
+    assert step_kl([group(1.0, 0.0)], same, moved) > 0.5

@@ -1,0 +1,66 @@
+"""Packing is exact: a packed row gives the log-probs, features and gradients of plain rows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attune.frozen import Answer, FrozenBase, load_base
+from attune.packing import pack
+from attune.reward import unpack
+
+PROMPT = list(range(10, 31))
+ANSWERS = [list(range(40, 52)), [7], list(range(60, 83)), []]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> FrozenBase:
+    return FrozenBase(load_base(str(tiny_model), None, torch.float32))
+
+
+def plain_logprobs(base: FrozenBase, answer: list[int], temperature: float) -> torch.Tensor:
+    with torch.no_grad():
+        logits = base.network(torch.tensor([PROMPT + answer])).logits[0] / temperature
+    rows = logits.log_softmax(-1)[len(PROMPT) - 1 : -1]
+    return rows.gather(1, torch.tensor(answer)[:, None])[:, 0]
+
+
+def test_packed_logprobs_equal_plain_ones(base: FrozenBase) -> None:
+    looks = base.look(PROMPT, [Answer(a, True) for a in ANSWERS], 0.7)
+    for answer, seen in zip(ANSWERS[:3], looks, strict=False):
+        assert torch.tensor(seen.ref_logprobs) == pytest.approx(plain_logprobs(base, answer, 0.7), abs=1e-5)
+    assert looks[3].ref_logprobs == ()
+
+
+def test_neighbours_change_nothing(base: FrozenBase) -> None:
+    together = base.look(PROMPT, [Answer(a, False) for a in ANSWERS], 1.0)
+    for answer, seen in zip(ANSWERS, together, strict=True):
+        (alone,) = base.look(PROMPT, [Answer(answer, False)], 1.0)
+        assert unpack([alone.features]) == pytest.approx(unpack([seen.features]), abs=2e-3)  # fp16
+
+
+def test_features_are_what_they_say(base: FrozenBase) -> None:
+    answer = ANSWERS[0]
+    features = unpack([base.look(PROMPT, [Answer(answer, True)], 0.7)[0].features])[0]
+    assert len(features) == base.feature_width == 3 * 64 + 6
+    logprobs = plain_logprobs(base, answer, 1.0)
+    expected = [logprobs.mean(), logprobs.sum(), logprobs.min(), logprobs[:4].mean(), np.log1p(len(answer)), 1.0]
+    assert features[-6:] == pytest.approx(np.array(expected, np.float32), rel=2e-3)
+    embedded = base.network.get_input_embeddings()(torch.tensor(answer)).mean(0)
+    assert features[:64] == pytest.approx(embedded.numpy(), abs=2e-3)
+
+
+def test_shape_of_a_row() -> None:
+    row = pack([1, 2], [[3, 4], [5]], torch.float32)
+    assert row.input_ids_1T.tolist() == [[1, 2, 3, 4, 5]]
+    assert row.position_ids_1T.tolist() == [[0, 1, 2, 3, 2]]
+    assert row.predict_P.tolist() == [1, 2, 1]
+    assert row.target_P.tolist() == [3, 4, 5]
+    seen = (row.mask_11TT[0, 0] == 0).int().tolist()
+    assert seen == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="prompt"):
+        pack([], [[1]], torch.float32)

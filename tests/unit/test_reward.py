@@ -1,0 +1,163 @@
+"""The reward model recovers a taste from every kind of vote, knows what it does not know, and guards what it pays for."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attune.errors import RegistryError
+from attune.reward import Anchors, RewardModel
+from attune.types import Demonstration, Kind, Preference, Rating, Signal
+from learner.likelihoods import Index, make_batch, nll
+from learner.prequential import Prequential
+from learner.reward_trainer import Judged, fit
+
+HIDDEN = 32
+WIDTH = 3 * HIDDEN + 6
+GROUPS, SIZE = 120, 4
+
+
+def world(seed: int = 0) -> tuple[np.ndarray, np.ndarray, Index]:
+    """Features of answers, their true utility (shown in one deep feature), and where each lies."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(GROUPS * SIZE, WIDTH)).astype(np.float32)
+    truth = 2.0 * features[:, HIDDEN + 3]
+    return features, truth, {(f"i{n // SIZE}", n % SIZE): n for n in range(GROUPS * SIZE)}
+
+
+def votes(kind: str, truth: np.ndarray, count: int) -> list[Signal]:
+    rng = np.random.default_rng(1)
+    signals: list[Signal] = []
+    for n in range(count):
+        u, name, ident = truth[n * SIZE : (n + 1) * SIZE], f"i{n}", f"f{n}"
+        order = tuple(int(k) for k in np.argsort(-u))
+        flip = rng.random() < 0.1
+        match kind:
+            case "thumb":
+                signals.append(Rating(ident, name, 0, int((u[0] > 0) != flip), 2, 1.0, Kind.THUMB, "anna"))
+            case "stars":
+                signals.append(Rating(ident, name, 1, int(np.digitize(u[1], [-2, -0.7, 0.7, 2])), 5, 1.0, Kind.RATING, "ben"))
+            case "comparison":
+                pair = (0, 1) if (u[0] > u[1]) != flip else (1, 0)
+                signals.append(Preference(ident, name, pair, False, 1.0, Kind.COMPARISON, None))
+            case "ranking":
+                signals.append(Preference(ident, name, order, False, 1.0, Kind.RANKING, None))
+    return signals
+
+
+def accuracy(model: RewardModel, features: np.ndarray, truth: np.ndarray) -> float:
+    utility = model.judge(features)[0]
+    return float(((utility[::2] > utility[1::2]) == (truth[::2] > truth[1::2])).mean())
+
+
+@pytest.mark.parametrize(("kind", "least"), [("thumb", 0.75), ("stars", 0.85), ("comparison", 0.75), ("ranking", 0.9)])
+def test_a_taste_is_found_from_each_kind_alone(kind: str, least: float) -> None:
+    features, truth, rows = world()
+    model, _ = fit(Judged(features, rows, {}, votes(kind, truth, 100)), features[:64], 0.5, 0)
+    assert accuracy(model, *world(9)[:2]) >= least
+
+
+def test_a_taste_is_found_from_all_kinds_together() -> None:
+    features, truth, rows = world()
+    mixed = [s for start, kind in enumerate(("thumb", "stars", "comparison", "ranking")) for s in votes(kind, truth, 100)[start::4]]
+    model, report = fit(Judged(features, rows, {}, mixed), features[:64], 0.5, 0)
+    assert accuracy(model, *world(9)[:2]) >= 0.85
+    assert report["signals"] == 100
+    assert max(report, key=lambda name: report[name] if name.startswith("probe") else -1) == "probe_meaning"
+
+
+def test_an_edit_is_preferred_to_what_it_mends() -> None:
+    features, _, rows = world()
+    edited = np.concatenate([features, features[:1] * 0 + 1])
+    edit = Demonstration("f0", "i0", 2, "better", 1.0, None)
+    model, _ = fit(Judged(edited, rows, {"f0": len(features)}, [edit]), features[:64], 0.5, 0)
+    utility = model.judge(edited)[0]
+    assert utility[-1] > utility[2]
+
+
+def test_the_fit_is_the_same_for_the_same_seed() -> None:
+    features, truth, rows = world()
+    judged = Judged(features, rows, {}, votes("thumb", truth, 30))
+    (a, _), (b, _) = fit(judged, features[:64], 0.5, 3), fit(judged, features[:64], 0.5, 3)
+    assert np.array_equal(a.particles_KD, b.particles_KD)
+
+
+def test_spread_shrinks_where_votes_are() -> None:
+    features, truth, rows = world()
+    few, many = (fit(Judged(features, rows, {}, votes("ranking", truth, n)), features[:64], 0.5, 0)[0] for n in (5, 100))
+    fresh = world(9)[0]
+    relative = [float((m.judge(fresh)[1] / m.judge(fresh)[0].std()).mean()) for m in (few, many)]
+    assert relative[1] < relative[0]
+
+
+def test_ties_are_symmetric_and_pull_together() -> None:
+    rows: Index = {("i", 0): 0, ("i", 1): 1}
+    zero = torch.zeros(5), torch.zeros(0)
+    ties = [make_batch([Preference("f", "i", order, True, 1.0, Kind.COMPARISON, None)], rows, {}) for order in ((0, 1), (1, 0))]
+    apart = torch.tensor([1.3, -0.4])
+    first, second = (float(nll(batch, apart, *zero)) for batch in ties)
+    assert first == pytest.approx(second)
+    assert float(nll(ties[0], torch.zeros(2), *zero)) < first
+
+
+def test_a_pair_is_bradley_terry_and_a_ranking_is_plackett_luce() -> None:
+    rows: Index = {("i", k): k for k in range(3)}
+    f = torch.tensor([0.7, -0.2, 1.1])
+    zero = torch.zeros(5), torch.zeros(0)
+    pair = make_batch([Preference("f", "i", (0, 1), False, 2.0, Kind.COMPARISON, None)], rows, {})
+    assert float(nll(pair, f, *zero)) == pytest.approx(2 * math.log(1 + math.exp(-0.9)), rel=1e-5)
+    order = make_batch([Preference("f", "i", (2, 0, 1), False, 1.0, Kind.RANKING, None)], rows, {})
+    e = [math.exp(x) for x in f.tolist()]
+    expected = -math.log(e[2] / sum(e)) - math.log(e[0] / (e[0] + e[1]))
+    assert float(nll(order, f, *zero)) == pytest.approx(expected, rel=1e-5)
+
+
+def model() -> RewardModel:
+    weights = np.zeros(4, np.float32)
+    weights[0] = 1.0
+    particles = np.stack([weights + d for d in (np.array([0, 0.1, 0, 0]), np.array([0, -0.1, 0, 0]))]).astype(np.float32)
+    return RewardModel(3, np.zeros(4, np.float32), np.ones(4, np.float32), weights, particles, Anchors(0.0, 1.0, -2.0, 2.0))
+
+
+def packed(*rows: list[float]) -> list[bytes]:
+    return [np.array(row, "<f2").tobytes() for row in rows]
+
+
+def test_an_empty_answer_is_below_every_other_and_extrapolation_is_not_paid() -> None:
+    features = packed([9, 0, 0, 0], [3, 0, 0, 0], [-9, 0, 0, 0], [9, 0, 0, 0])
+    texts = ["a", "b", "c", "  "]
+    total = model().total(features, texts, 0.0)
+    assert list(np.argsort(-total)) == [0, 1, 2, 3]
+    reward = model().reward(features, texts, 0.0)
+    assert reward.tolist() == pytest.approx([2.0, 2.0, -2.0, -3.0])
+
+
+def test_pessimism_takes_off_the_spread() -> None:
+    features = packed([1, 1, 0, 0])
+    mean, spread = model().utility(features)
+    assert (float(mean[0]), float(spread[0])) == pytest.approx((1.0, 0.1), abs=1e-3)
+    assert float(model().total(features, ["x"], 2.0)[0]) == pytest.approx(0.8, abs=1e-3)
+
+
+def test_files_come_back_as_they_were(tmp_path: Path) -> None:
+    folder = tmp_path / "000003"
+    folder.mkdir()
+    for name, data in model().to_files().items():
+        (folder / name).write_bytes(data)
+    again = RewardModel.load(folder)
+    assert again.version == 3
+    assert again.anchors == model().anchors
+    assert np.array_equal(again.particles_KD, model().particles_KD)
+    (folder / "reward.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(RegistryError, match="no reward model"):
+        RewardModel.load(folder)
+
+
+def test_score_before_you_learn() -> None:
+    running = Prequential()
+    running.add(Preference("f", "i", (0, 1, 2), False, 1.0, Kind.RANKING, None), [3.0, 1.0, 2.0])
+    running.add(Rating("g", "i", 0, 1, 2, 1.0, Kind.THUMB, None), [0.5])
+    running.add(Rating("h", "i", 1, 0, 2, 1.0, Kind.THUMB, None), [0.9, 0.1])
+    assert running.figures() == {"pair_accuracy": pytest.approx(2 / 3), "rating_auroc": 1.0}

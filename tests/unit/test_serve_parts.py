@@ -1,0 +1,133 @@
+"""The pure parts of serve: choice and propensities, leases, keys, tokens, pseudonyms, fingerprints."""
+
+import random
+import stat
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from attune.errors import AdapterError, ConfigError, RequestError
+from serve import keys
+from serve.adapter import AdapterSettings, Fingerprint, FingerprintSequence, expected_shapes, judge
+from serve.rerank import choose
+from serve.slot import Policy, Slots
+from serve.tokens import Tokens
+
+
+def test_the_best_is_shown() -> None:
+    choice = choose([0.1, 0.9, 0.5], 2, rerank=True, rng=random.Random(0))
+    assert (choice.shown, choice.propensities) == ((1, 2), (1.0, 1.0))
+
+
+def test_ties_are_shown_alike_and_their_propensity_says_so() -> None:
+    rng = random.Random(0)
+    shown = Counter(choose([0.0] * 4, 1, rerank=True, rng=rng).shown[0] for _ in range(4000))
+    assert all(abs(n / 4000 - 0.25) < 0.03 for n in shown.values())
+    assert choose([0.0] * 4, 1, rerank=True, rng=rng).propensities == (0.25,)
+
+
+def test_reranking_off_shows_the_first() -> None:
+    assert choose([0.0, 9.0, 5.0], 2, rerank=False, rng=random.Random(0)).shown == (0, 1)
+
+
+def test_a_leased_version_stays_while_new_requests_get_the_next() -> None:
+    slots = Slots()
+    slots.add(Policy(1, "one"))
+    slots.flip(1, 10.0)
+    with slots.lease() as held:
+        slots.add(Policy(2, "two"))
+        slots.flip(2, 20.0)
+        assert held.number == 1
+        assert slots.leased(1)
+        with slots.lease() as fresh:
+            assert fresh.number == 2
+    assert not slots.leased(1)
+    assert slots.numbers == [2, 1, 0]
+    with pytest.raises(RequestError) as error, slots.lease(7):
+        pass
+    assert error.value.status == 404
+
+
+def test_surplus_is_the_oldest_and_never_live_or_base() -> None:
+    slots = Slots()
+    for number in range(1, 7):
+        slots.add(Policy(number, number))
+    slots.flip(2, 0.0)  # after a roll-back the live version need not be the newest
+    assert [p.number for p in slots.surplus(keep=2)] == [1, 3, 4]
+
+
+def test_the_key_is_made_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
+    first, second = keys.load(tmp_path), keys.load(tmp_path)
+    key = (tmp_path / "api-key").read_text().strip()
+    assert first == second
+    assert key.startswith("sk-attune-")
+    assert first.accepts(key)
+    assert not first.accepts(key[:-1])
+    assert key.rsplit("-", 1)[1] not in (tmp_path / "secrets.json").read_text()
+    for name in ("api-key", "secrets.json"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    (tmp_path / "secrets.json").write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        keys.load(tmp_path)
+
+
+def test_a_pseudonym_hides_the_name_and_stays_the_same(tmp_path: Path) -> None:
+    secrets = keys.load(tmp_path)
+    assert secrets.pseudonym("anna") == secrets.pseudonym("anna") != secrets.pseudonym("ben")
+    assert "anna" not in str(secrets.pseudonym("anna"))
+    assert secrets.pseudonym(None) is None
+
+
+def test_tokens_rate_one_interaction_until_they_expire() -> None:
+    tokens = Tokens("secret", lifetime_s=100)
+    token = tokens.for_interaction("chatcmpl-1", 3, "u-1")
+    assert tokens.check(token, "chatcmpl-1") == "u-1"
+    for wrong, interaction in [(token, "chatcmpl-2"), (token[:-3] + "abc", "chatcmpl-1"), ("", "chatcmpl-1")]:
+        with pytest.raises(RequestError) as error:
+            tokens.check(wrong, interaction)
+        assert error.value.status == 401
+    with pytest.raises(RequestError, match="expired"):
+        Tokens("secret", lifetime_s=-1).check(token, "chatcmpl-1")
+    with pytest.raises(RequestError):
+        Tokens("other", lifetime_s=100).check(token, "chatcmpl-1")
+    assert tokens.session(tokens.new_session("page-1")) == "page-1"
+    assert tokens.session(token) is None  # a feedback token opens no session
+
+
+def test_expected_tensors_come_from_the_base_model() -> None:
+    base = {
+        "model.layers.0.self_attn.q_proj.weight": (8, 4),
+        "model.layers.1.self_attn.q_proj.weight": (8, 4),
+        "model.layers.0.input_layernorm.weight": (4,),
+        "lm_head.weight": (9, 4),
+    }
+    settings = AdapterSettings(peft_type="LORA", r=2, lora_alpha=4, target_modules=["q_proj", "lm_head"], layers_to_transform=[1])
+    assert expected_shapes(settings, base) == {
+        "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight": (2, 4),
+        "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight": (8, 2),
+    }
+
+
+def fingerprint(new: np.ndarray, parent: np.ndarray) -> Fingerprint:
+    ids = list(range(len(new)))
+    return Fingerprint(
+        sequences=[FingerprintSequence(prompt_token_ids=[1], token_ids=ids, logprobs=new.tolist(), parent_logprobs=parent.tolist())]
+    )
+
+
+def test_fingerprints_tell_the_new_policy_from_its_parent() -> None:
+    rng = np.random.default_rng(0)
+    parent = -rng.exponential(2.0, 120)
+    new = parent + rng.normal(0, 0.3, 120)
+    noise = rng.normal(0, 0.02, 120)
+    mark = fingerprint(new, parent)
+    assert judge(mark, [(new + noise).tolist()], 0.15) < 0.05
+    with pytest.raises(AdapterError, match="nats from the learner"):
+        judge(mark, [(parent + noise).tolist()], 0.15)
+    small = parent + 0.2 * (new - parent)
+    with pytest.raises(AdapterError, match="like the parent"):  # within the tolerance, and yet stale
+        judge(fingerprint(small, parent), [(parent + 0.2 * noise).tolist()], 0.15)
+    with pytest.raises(AdapterError, match="nats"):
+        judge(mark, [[float("nan")] * 120], 0.15)

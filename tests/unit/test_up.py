@@ -1,0 +1,134 @@
+"""`attune up`'s pieces on real processes: restart with back-off, a wrong configuration ends all, nothing is left running."""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from attune import processes, up
+from attune.errors import ConfigError
+
+FOREVER = "import time; time.sleep(600)"
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def supervisor(tmp_path: Path, notes: list[str], **programs: str) -> up.Supervisor:
+    argv = {name: python(code) for name, code in programs.items()}
+    return up.Supervisor(argv, tmp_path / "logs", tmp_path / "run" / "children.json", os.environ, notes.append)
+
+
+def until(what: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_pauses_double_up_to_a_bound() -> None:
+    assert [up.pause_s(n) for n in range(1, 8)] == [1, 2, 4, 8, 16, 30, 30]
+
+
+def test_what_dies_is_started_again(tmp_path: Path) -> None:
+    notes: list[str] = []
+    watcher = supervisor(tmp_path, notes, steady=FOREVER, crashing="raise SystemExit(3)")
+    watcher.start()
+    try:
+        now = time.monotonic()
+        until(lambda: watcher.check(now) or bool(notes))
+        assert "crashing ended with status 3" in notes[0]
+        watcher.check(now + 0.5)  # too early
+        assert len(notes) == 1
+        until(lambda: watcher.check(now + 1.5) or len(notes) == 2)
+        assert "in 2 s" in notes[1]
+    finally:
+        watcher.stop()
+
+
+def test_a_wrong_configuration_ends_them_all_with_its_message(tmp_path: Path) -> None:
+    code = "import sys; print('attune serve: cannot listen on 1.2.3.4', file=sys.stderr); sys.exit(2)"
+    watcher = supervisor(tmp_path, [], steady=FOREVER, serve=code)
+    watcher.start()
+    try:
+        with pytest.raises(ConfigError, match="serve cannot start: cannot listen on"):
+            until(lambda: watcher.check(time.monotonic()) or False)
+    finally:
+        watcher.stop()
+
+
+def test_stopping_leaves_nothing_not_even_grandchildren(tmp_path: Path) -> None:
+    grandchild = tmp_path / "pid"
+    code = (
+        f"import subprocess, sys, time, signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
+        f"p = subprocess.Popen([sys.executable, '-c', {FOREVER!r}]); open({str(grandchild)!r}, 'w').write(str(p.pid)); time.sleep(600)"
+    )
+    watcher = supervisor(tmp_path, [], parent=code)
+    watcher.start()
+    until(lambda: grandchild.exists() and bool(grandchild.read_text()))
+    watcher.stop()
+    until(lambda: processes.started_at(int(grandchild.read_text())) is None)
+
+
+def test_what_an_earlier_run_left_is_ended_and_a_stranger_is_not(tmp_path: Path) -> None:
+    memory = tmp_path / "children.json"
+    left, stranger = (subprocess.Popen(python(FOREVER), start_new_session=True) for _ in range(2))
+    processes.remember(memory, [left.pid, stranger.pid])
+    text = memory.read_text().replace(str(processes.started_at(stranger.pid)), "1", 1)
+    if processes.started_at(left.pid) != processes.started_at(stranger.pid):
+        memory.write_text(text)  # the same id, but started at another time: not ours
+        assert processes.end_remembered(memory) == [left.pid]
+        assert stranger.poll() is None
+    left.kill()
+    stranger.kill()
+    left.wait()
+    stranger.wait()
+    assert processes.end_remembered(memory) == []
+
+
+def test_children_follow_their_parent(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    code = (
+        "import os, time; from pathlib import Path; from attune import processes; "
+        f"p = processes.start([{sys.executable!r}, '-c', {FOREVER!r}], Path({str(tmp_path)!r}) / 'log', os.environ); "
+        f"Path({str(file)!r}).write_text(str(p.pid)); time.sleep(600)"
+    )
+    parent = subprocess.Popen(python(code))
+    until(lambda: file.exists() and bool(file.read_text()))
+    time.sleep(0.2)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    until(lambda: processes.started_at(int(file.read_text())) is None)
+
+
+def options(**given: object) -> argparse.Namespace:
+    return argparse.Namespace(**{"config": None, "kafka": None, "database": None, "model": None, "home": None, "port": None} | given)
+
+
+def test_a_port_in_use_and_a_second_start_are_said_in_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}.*--port"):
+            up.run(options(home=tmp_path, port=port))
+    with up._alone(tmp_path), pytest.raises(ConfigError, match="already running"):
+        up.run(options(home=tmp_path, port=0))
+
+
+def test_options_become_settings() -> None:
+    given = up.overrides(options(kafka="k:9092", database="postgresql://x", port=0))
+    assert given == {
+        "ATTUNE_BUS__KIND": "kafka",
+        "ATTUNE_BUS__BOOTSTRAP": "k:9092",
+        "ATTUNE_STORE__URL": "postgresql://x",
+        "ATTUNE_SERVE__PORT": "0",
+    }
