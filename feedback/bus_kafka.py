@@ -4,6 +4,7 @@ kafka-python's defaults lose data; each setting that differs says why. Positions
 so nothing rebalances, and two readers at once are told apart by the store's compare-and-set on the offset rows.
 """
 
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Literal
@@ -41,6 +42,7 @@ class KafkaBus:
         self._consumer: KafkaConsumer | None = None
         self._partitions: list[Partition] = []
         self._reached: dict[Partition, int] = {}
+        _knock(self._servers)
         self._create_topics()
         if role == "reader":
             self._open_consumer()
@@ -109,6 +111,7 @@ class KafkaBus:
         return Delivery(partition, message.offset, Record(_text(message.key), headers, message.value or b""))
 
     def _new_producer(self) -> KafkaProducer:
+        _knock(self._servers)
         return KafkaProducer(
             bootstrap_servers=self._servers,
             bootstrap_timeout_ms=int(CONNECT_TIMEOUT_S * 1000),
@@ -173,6 +176,22 @@ class KafkaBus:
 
 def _text(value: bytes | None) -> str:
     return "" if value is None else value.decode(errors="replace")
+
+
+def _knock(servers: Sequence[str]) -> None:
+    """Raise `Unavailable` unless one of the servers takes connections.
+
+    A client of kafka-python that fails to connect when it is made leaves its thread and sockets behind: so none is made in vain.
+    """
+    faults = []
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+            return
+        except (OSError, ValueError) as error:
+            faults.append(f"{server}: {error}")
+    raise Unavailable("Kafka is away: " + "; ".join(faults))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Starts vLLM and speaks to it: sample, load, unload, prove. The only file that knows how vLLM is started.
+"""Starts vLLM and speaks to it: sample, load, unload, prove, start anew. The only file that knows how vLLM is started.
 
 Facts behind the settings are measured ones: one OpenMP thread (two that spin cost ten times as much beside a trainer), a forked
 core (half the start-up time), exact LoRA rank, a warm-up prompt of more than sixteen tokens (a shorter first one can kill the core).
@@ -17,9 +17,10 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from attune.config import Config
-from attune.errors import AdapterError
+from attune.errors import AdapterError, Unavailable
 from serve import engine_lora_cpu
 
 log = structlog.get_logger()
@@ -38,8 +39,13 @@ class Engine:
 
     @property
     def dead(self) -> bool:
-        """Whether the core has died; every request fails from then on."""
+        """Whether the core has died; every request fails until `rebuild`."""
         return bool(self.inner.errored)
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Return how many tokens prompt and reply may have together."""
+        return int(self.inner.model_config.max_model_len)
 
     async def load(self, number: int, folder: Path) -> LoRARequest:
         """Load an adapter under a name and id never used before; raises `AdapterError` and leaves nothing half-loaded."""
@@ -48,6 +54,8 @@ class Engine:
         try:
             added = await self.inner.add_lora(request)
         except Exception as error:  # vLLM reports a bad adapter as a plain Exception
+            if self.dead or isinstance(error, EngineDeadError):
+                raise Unavailable("The engine died.") from error
             await self.unload(request)
             raise AdapterError(f"the engine refused the adapter: {error}") from error
         if not added:
@@ -57,15 +65,31 @@ class Engine:
 
     async def unload(self, request: LoRARequest) -> None:
         """Forget an adapter; its id is never used again."""
-        await self.inner.remove_lora(request.lora_int_id)
+        if not self.dead:
+            await self.inner.remove_lora(request.lora_int_id)
 
     async def logprobs(self, adapter: LoRARequest | None, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
-        """Return the log-probs (nats, temperature 1) of `tokens` after `prompt` under an adapter."""
+        """Return the log-probs (nats, temperature 1) of `tokens` after `prompt` under an adapter; raises `Unavailable`."""
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY)
         ident, whole = f"canary-{os.urandom(8).hex()}", [*prompt, *tokens]
-        outputs = [o async for o in self.inner.generate({"prompt_token_ids": whole}, params, ident, lora_request=adapter)]
+        try:
+            outputs = [o async for o in self.inner.generate({"prompt_token_ids": whole}, params, ident, lora_request=adapter)]
+        except EngineDeadError as error:
+            raise Unavailable("The engine died.") from error
         rows = outputs[-1].prompt_logprobs[len(prompt) :]
         return [row[token].logprob for row, token in zip(rows, tokens, strict=True)]
+
+    async def rebuild(self) -> None:
+        """Start a new core in the place of a dead one; all adapters are gone. Requests of before must not be waited for."""
+        old = self.inner
+        if old.output_handler is not None:
+            old.output_handler.cancel()
+        # Not old.shutdown(): that would end the renderer, which the chat handlers go on using.
+        await asyncio.to_thread(old.engine_core.shutdown, 1.0)
+        self.args.seed += 1  # or the new core would repeat the samples of the old one
+        # In a thread that stays: the core is told to die with the very thread that forked it, and asyncio keeps its threads.
+        self.inner = await asyncio.to_thread(_launch, self.args)
+        await _warm_up(self)
 
     async def close(self) -> None:
         """End the engine core."""
@@ -74,8 +98,7 @@ class Engine:
 
 async def start(config: Config, seed: int) -> Engine:
     """Start vLLM with the configured model, warm it up and return it ready."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_die_with_parent)
+    os.register_at_fork(after_in_child=_die_with_parent)
     args = AsyncEngineArgs(
         model=config.model_folder,
         revision=config.model.revision,
@@ -94,12 +117,16 @@ async def start(config: Config, seed: int) -> Engine:
         enable_log_requests=False,
         disable_log_stats=True,
     )
-    vllm_config = args.create_engine_config()
     engine_lora_cpu.install()
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # only now: the CPU platform overwrites it in create_engine_config
-    engine = Engine(AsyncLLM.from_vllm_config(vllm_config), args)
+    engine = Engine(_launch(args), args)
     await _warm_up(engine)
     return engine
+
+
+def _launch(args: AsyncEngineArgs) -> AsyncLLM:
+    vllm_config = args.create_engine_config()
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # only now: the CPU platform overwrites it in create_engine_config
+    return AsyncLLM.from_vllm_config(vllm_config)
 
 
 def weights_folder(config: Config) -> Path:
@@ -115,7 +142,7 @@ def weights_folder(config: Config) -> Path:
 async def _warm_up(engine: Engine) -> None:
     tokens = list(range(5, 37))
     params = SamplingParams(n=2, max_tokens=4, temperature=1.0, logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY)
-    stream: AsyncIterator[Any] = engine.inner.generate({"prompt_token_ids": tokens}, params, "warm-up")
+    stream: AsyncIterator[Any] = engine.inner.generate({"prompt_token_ids": tokens}, params, f"warm-up-{engine.args.seed}")
     async for _ in stream:
         pass
     await engine.logprobs(None, tokens[:20], tokens[20:])

@@ -19,6 +19,8 @@ REWARD_VERSION = Gauge("attune_reward_version", "Reward version that ranks candi
 SWAPS = Counter("attune_swaps_total", "Versions made live, by kind.", ["kind"])
 SWAP_SECONDS = Histogram("attune_swap_seconds", "From seeing a promotion to the flip.", buckets=SECONDS)
 REFUSED = Counter("attune_versions_refused_total", "Promoted versions that this server would not serve, by kind.", ["kind"])
+ENGINE_DEATHS = Counter("attune_engine_deaths_total", "Engine cores that died and were replaced.")
+UNCHECKED = Counter("attune_feedback_unchecked_total", "Votes taken on their token alone: their interaction could not be looked up.")
 LOOP_FAILURES = Counter("attune_serve_loop_failures_total", "Rounds of a background loop that failed and were tried again.", ["loop"])
 
 

@@ -10,15 +10,20 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
 import structlog
 
 from attune.config import Config
+from attune.errors import AdapterError
 from attune.frozen import Answer, FrozenBase, load_base
 from attune.reward import RewardModel
 from attune.types import Candidate
 from serve import metrics
 
 log = structlog.get_logger()
+
+MAX_ROW_TOKENS = 4096
+"""A frozen pass over more than this is made in parts: its mask grows with the square of the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,16 @@ class Scorer:
         """Load the frozen base model in this process, beside the engine."""
         return cls(FrozenBase(load_base(config.model_folder, config.model.revision)), config.serve.pessimism)
 
+    def adopt(self, model: RewardModel) -> None:
+        """Rank with this model from the next request on; raises `AdapterError` if it does not fit the base model."""
+        width = self.base.feature_width
+        if model.mean_D.shape != (width,):
+            raise AdapterError(f"it judges {model.mean_D.shape[0]} features where this base model has {width}")
+        mean, spread = model.judge(np.stack([np.zeros(width, np.float32), np.ones(width, np.float32)]))
+        if not (np.isfinite(mean).all() and np.isfinite(spread).all()):
+            raise AdapterError("its judgements are not finite")
+        self.reward = model
+
     async def score(self, prompt: Sequence[int], candidates: tuple[Candidate, ...], temperature: float) -> Scored:
         """Return the candidates with what the frozen pass saw and the live reward version's `total`, `utility`, `spread`."""
         loop = asyncio.get_running_loop()
@@ -58,7 +73,9 @@ class Scorer:
     def _score(self, prompt: list[int], candidates: tuple[Candidate, ...], temperature: float) -> Scored:
         reward = self.reward
         answers = [Answer(c.token_ids, c.finish_reason == "stop") for c in candidates]
-        looks = self.base.look(prompt, answers, temperature if temperature > 1e-5 else 1.0)
+        warm = temperature if temperature > 1e-5 else 1.0
+        parts = rows(len(prompt), [len(a.token_ids) for a in answers], MAX_ROW_TOKENS)
+        looks = [look for part in parts for look in self.base.look(prompt, answers[part], warm)]
         features = [look.features for look in looks]
         mean, spread = reward.utility(features)
         total = reward.total(features, [c.text for c in candidates], self.pessimism)
@@ -74,3 +91,18 @@ class Scorer:
             ),
             reward.version,
         )
+
+
+def rows(prompt_tokens: int, answer_tokens: Sequence[int], limit: int) -> list[slice]:
+    """Return which answers share a packed row with the prompt, so that no row of several answers exceeds the limit.
+
+    >>> rows(100, [50, 50, 50], 220)
+    [slice(0, 2, None), slice(2, 3, None)]
+    """
+    parts, start, used = [], 0, prompt_tokens
+    for i, tokens in enumerate(answer_tokens):
+        if i > start and used + tokens > limit:
+            parts.append(slice(start, i))
+            start, used = i, prompt_tokens
+        used += tokens
+    return [*parts, slice(start, len(answer_tokens))]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from attune.errors import RequestError
+from attune.errors import RequestError, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +19,23 @@ class Policy:
     adapter: Any | None
 
 
+@dataclass(slots=True)
+class _Slot:
+    policy: Policy
+    leases: int = 0
+
+
 class Slots:
     """The loaded policies of one server."""
 
     def __init__(self) -> None:
-        self._loaded: dict[int, Policy] = {0: Policy(0, None)}
-        self._leases: dict[int, int] = {}
+        self._loaded: dict[int, _Slot] = {0: _Slot(Policy(0, None))}
+        self._draining: list[_Slot] = []
         self.live = 0
         """Number of the version that new requests get."""
         self.live_since: dict[int, float] = {}
+        self.suspended = False
+        """Set while the engine is away: nobody gets a lease."""
 
     @property
     def numbers(self) -> list[int]:
@@ -36,20 +44,25 @@ class Slots:
 
     @contextmanager
     def lease(self, number: int | None = None) -> Iterator[Policy]:
-        """Hold one version (None: the live one) loaded for as long as the block runs; raises a 404 if it is not loaded."""
+        """Hold one version (None: the live one) loaded for as long as the block runs.
+
+        Raises a 404 if it is not loaded, and `Unavailable` while the engine is away.
+        """
+        if self.suspended:
+            raise Unavailable("The engine is being restarted.")
         wanted = self.live if number is None else number
-        policy = self._loaded.get(wanted)
-        if policy is None:
+        slot = self._loaded.get(wanted)
+        if slot is None:
             raise RequestError(f"The model `attune@{wanted}` is not loaded.", status=404, param="model", code="model_not_found")
-        self._leases[wanted] = self._leases.get(wanted, 0) + 1
+        slot.leases += 1
         try:
-            yield policy
+            yield slot.policy
         finally:
-            self._leases[wanted] -= 1
+            slot.leases -= 1
 
     def add(self, policy: Policy) -> None:
         """Make a loaded and proved version available by its number."""
-        self._loaded[policy.number] = policy
+        self._loaded[policy.number] = _Slot(policy)
 
     def flip(self, number: int, now: float) -> None:
         """Give this version to all requests from now on."""
@@ -58,15 +71,20 @@ class Slots:
         self.live = number
         self.live_since[number] = now
 
-    def surplus(self, keep: int) -> list[Policy]:
-        """Return the loaded versions beyond the newest `keep` that are neither live nor the base, oldest first."""
+    def retire(self, keep: int) -> None:
+        """Refuse new leases of all but the newest `keep` versions, the live one and the base."""
         others = [n for n in self.numbers if n not in (0, self.live)]
-        return [self._loaded[n] for n in reversed(others[keep:])]
+        self._draining += [self._loaded.pop(n) for n in others[keep:]]
 
-    def leased(self, number: int) -> bool:
-        """Whether a request still uses this version."""
-        return self._leases.get(number, 0) > 0
+    def drained(self) -> list[Policy]:
+        """Hand over, once, the retired versions that nobody uses any more: the caller unloads them."""
+        idle = [slot.policy for slot in self._draining if slot.leases == 0]
+        self._draining = [slot for slot in self._draining if slot.leases]
+        return idle
 
-    def remove(self, number: int) -> None:
-        """Refuse new leases of a version; the caller unloads it once `leased` is false."""
-        self._loaded.pop(number, None)
+    def forget_all(self) -> None:
+        """Let nobody in, and forget every adapter, because the engine that held them is gone."""
+        self.suspended = True
+        self._loaded = {0: _Slot(Policy(0, None))}
+        self._draining = []
+        self.live = 0

@@ -1,18 +1,20 @@
 """The loop of a hot swap: follow the registry; check, load, prove, flip, drain, unload.
 
 Whatever fails before the flip leaves the old version serving; the reason is kept, logged and counted. A version that was refused is
-not tried again by this server, and the newest earlier champion that is not refused serves in its place.
+not tried again by this server, and the newest earlier champion that is not refused serves in its place. The same loop puts a new
+engine in the place of one that died, and brings the champion back into service on it.
 """
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
 
 from attune.config import Config
-from attune.errors import AdapterError, RegistryError
+from attune.errors import AdapterError, RegistryError, Unavailable
 from attune.registry import Registry
 from attune.reward import RewardModel
 from attune.types import ArtifactKind
@@ -24,7 +26,11 @@ from serve.slot import Policy, Slots
 log = structlog.get_logger()
 
 POLL_S = 0.25
+LONGEST_PAUSE_S = 8.0
 KEEP_LOADED = 4
+MAX_DEATHS = 2
+"""A version on which the engine died this often is refused; once may be chance."""
+MAX_FAILED_REBUILDS = 3
 
 
 class Swapper:
@@ -33,42 +39,67 @@ class Swapper:
     def __init__(self, config: Config, registry: Registry, engine: Engine, slots: Slots, scorer: Scorer, base: adapter.Shapes) -> None:
         self.config, self.registry, self.engine, self.slots, self.scorer, self.base = config, registry, engine, slots, scorer, base
         self.refused: dict[tuple[ArtifactKind, int], str] = {}
+        self._deaths: Counter[int] = Counter()
+        self._failed_rebuilds = 0
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the engine died and could not be replaced: only a new process can help."""
+        return self._failed_rebuilds >= MAX_FAILED_REBUILDS
 
     async def follow(self) -> None:
         """Follow the registry until cancelled."""
-        while True:
+        pause_s = POLL_S
+        while not self.hopeless:
             try:
                 await self.once()
-            except Exception:  # outer loop: the next round tries again
+                pause_s = POLL_S
+            except Exception as error:  # outer loop: the next round tries again
                 metrics.LOOP_FAILURES.labels("swap").inc()
-                log.exception("swap_round_failed")
-            await asyncio.sleep(POLL_S)
+                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+                log.exception("swap_round_failed", error=str(error), retry_in_s=pause_s)
+            await asyncio.sleep(pause_s)
 
     async def once(self) -> None:
-        """Bring the newest champions into service that this server has not refused."""
-        if (reward := self._wanted("reward")) != self.scorer.reward.version:
+        """Bring into service the newest champions that this server does not refuse, walking down as far as it has to."""
+        if self.engine.dead:
+            await self._revive()
+        while (reward := self._wanted("reward")) != self.scorer.reward.version:
             await self._guarded("reward", reward, self._swap_reward)
-        if (policy := self._wanted("policy")) != self.slots.live:
+        while (policy := self._wanted("policy")) != self.slots.live:
             await self._guarded("policy", policy, self._swap_policy)
-        await self._unload_surplus()
+        self.slots.suspended = False
+        self.slots.retire(KEEP_LOADED)
+        for old in self.slots.drained():
+            await self.engine.unload(old.adapter)
 
     async def _swap_policy(self, number: int) -> None:
         started = time.perf_counter()
         if number not in self.slots.numbers:
             folder = await asyncio.to_thread(self._verified, "policy", number)
-            fingerprint = await asyncio.to_thread(adapter.check, folder, self.base, self.config.model.lora_rank)
-            handle = await self.engine.load(number, folder)
+            limits = adapter.Limits(self.config.model.lora_rank, self.engine.max_context_tokens)
+            fingerprint = await asyncio.to_thread(adapter.check, folder, self.base, limits)
             try:
-                seen = [await self.engine.logprobs(handle, s.prompt_token_ids, s.token_ids) for s in fingerprint.sequences]
-                distance = adapter.judge(fingerprint, seen, self.config.serve.fingerprint_tolerance_nats)
-            except AdapterError:
-                await self.engine.unload(handle)
+                self.slots.add(await self._proved(number, folder, fingerprint))
+            except Unavailable as error:
+                self._deaths[number] += 1
+                if self._deaths[number] >= MAX_DEATHS:
+                    raise AdapterError(f"the engine died {MAX_DEATHS} times while it was being proved") from error
                 raise
-            self.slots.add(Policy(number, handle))
-            log.info("fingerprint_matched", policy_version=number, mean_abs_difference_nats=round(distance, 4))
         self.slots.flip(number, time.time())
         metrics.POLICY_VERSION.set(number)
         metrics.SWAP_SECONDS.observe(time.perf_counter() - started)
+
+    async def _proved(self, number: int, folder: Path, fingerprint: adapter.Fingerprint) -> Policy:
+        handle = await self.engine.load(number, folder)
+        try:
+            seen = [await self.engine.logprobs(handle, s.prompt_token_ids, s.token_ids) for s in fingerprint.sequences]
+            distance = adapter.judge(fingerprint, seen, self.config.serve.fingerprint_tolerance_nats)
+        except Exception:
+            await self.engine.unload(handle)
+            raise
+        log.info("fingerprint_matched", policy_version=number, mean_abs_difference_nats=round(distance, 4))
+        return Policy(number, handle)
 
     async def _swap_reward(self, number: int) -> None:
         if number == 0:
@@ -76,14 +107,18 @@ class Swapper:
         else:
             folder = await asyncio.to_thread(self._verified, "reward", number)
             model = await asyncio.to_thread(RewardModel.load, folder)
-        self.scorer.reward = model
+        self.scorer.adopt(model)
         metrics.REWARD_VERSION.set(number)
 
-    async def _unload_surplus(self) -> None:
-        for policy in self.slots.surplus(KEEP_LOADED):
-            if not self.slots.leased(policy.number):
-                self.slots.remove(policy.number)
-                await self.engine.unload(policy.adapter)
+    async def _revive(self) -> None:
+        log.error("engine_died", policy_version=self.slots.live)
+        metrics.ENGINE_DEATHS.inc()
+        self.slots.forget_all()
+        started = time.perf_counter()
+        self._failed_rebuilds += 1  # taken back below: it counts even if what is raised goes round this loop's handler
+        await self.engine.rebuild()
+        self._failed_rebuilds = 0
+        log.info("engine_rebuilt", seconds=round(time.perf_counter() - started, 2))
 
     async def _guarded(self, kind: ArtifactKind, number: int, swap: Callable[[int], Awaitable[None]]) -> None:
         try:
@@ -92,6 +127,8 @@ class Swapper:
             self.refused[kind, number] = str(error)
             metrics.REFUSED.labels(kind).inc()
             log.error("version_refused", kind=kind, version=number, reason=str(error))
+            if self.engine.dead:
+                raise Unavailable("the engine died") from error
         else:
             metrics.SWAPS.labels(kind).inc()
             log.info("version_live", kind=kind, version=number)

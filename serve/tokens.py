@@ -25,7 +25,7 @@ class Tokens:
     def check(self, token: str, interaction_id: str) -> str | None:
         """Return the user pseudonym that a token was made for; raises a 401 if it is forged, expired or of another interaction."""
         try:
-            named, _, user = self._feedback.loads(token, max_age=self._lifetime_s)
+            named, _, user = self._feedback.loads(token, max_age=int(self._lifetime_s))
         except SignatureExpired as error:
             raise RequestError("The feedback token has expired.", status=401, param="token", code="token_expired") from error
         except (BadSignature, ValueError, TypeError) as error:

@@ -2,9 +2,11 @@
 
 import asyncio
 import gc
+import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from attune.config import Config, as_toml
+from attune.config import BusSection, Config, as_toml
 from attune.errors import InvalidRecord, Unavailable
 from attune.events import Record, encode
 from feedback.bus import MAX_OFFERED, MAX_RECORD_BYTES, Bus, Delivery, Outbox, Partition, open_bus
@@ -215,11 +217,23 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # kafka-python leaves refused connections to the collector
-async def test_votes_are_taken_while_the_broker_is_away_and_reach_it_later(kafka_broker: Broker, tmp_path: Path) -> None:
+async def test_votes_are_taken_while_the_broker_is_away_and_reach_it_later(
+    kafka_broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     if not kafka_broker.own:
         pytest.skip("the broker is not ours to kill")
     assert await _arrived_around_an_outage(kafka_broker, tmp_path) == 150
+    caplog.clear()  # its records hold the tracebacks, these the sockets
     gc.collect()
+
+
+def test_tries_to_reach_a_broker_that_is_away_leave_nothing_open() -> None:
+    section = BusSection(kind="kafka", bootstrap="127.0.0.1:1")
+    config, before = Config(bus=section), (len(os.listdir("/proc/self/fd")), threading.active_count())
+    for _ in range(20):
+        with pytest.raises(Unavailable, match="Kafka is away"):
+            open_bus(config, "writer")
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) <= before
 
 
 async def _arrived_around_an_outage(broker: Broker, home: Path) -> int:
