@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 
 class BodyLimit:
-    """Answers 413 before a body beyond the limit is read, whatever its headers say."""
+    """Answers 413 before more of a body than the limit is read, whatever its headers say."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self.limit = app, limit
@@ -29,21 +29,28 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        read = 0
-
-        async def bounded() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self.limit:
-                raise _too_large(self.limit)
-            return message
-
-        if declared.isdigit() and int(declared) > self.limit:
-            error = _too_large(self.limit)
-            await JSONResponse(error.body(), status_code=error.status)(scope, receive, send)
+        messages: list[Message] = []
+        size = int(declared) if declared.isdigit() else 0
+        if size <= self.limit:
+            size = await self._read(receive, messages)
+        if size > self.limit:
+            error = RequestError(f"The body is larger than the {self.limit} bytes that are accepted.", status=413, code="body_too_large")
+            await JSONResponse(error.body(), status_code=413, headers={"connection": "close"})(scope, receive, send)
             return
-        await self.app(scope, bounded, send)
+        messages.reverse()
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        await self.app(scope, replay, send)
+
+    async def _read(self, receive: Receive, messages: list[Message]) -> int:
+        size, more = 0, True
+        while more and size <= self.limit:
+            messages.append(await receive())
+            size += len(messages[-1].get("body", b""))
+            more = messages[-1].get("more_body", False)
+        return size
 
 
 def make_app(state: dict[str, Any]) -> FastAPI:
@@ -62,10 +69,6 @@ def make_app(state: dict[str, Any]) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
     return app
-
-
-def _too_large(limit: int) -> RequestError:
-    return RequestError(f"The body is larger than the {limit} bytes that are accepted.", status=413, code="body_too_large")
 
 
 async def _observe(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:

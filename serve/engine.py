@@ -80,8 +80,9 @@ class Engine:
         return [row[token].logprob for row, token in zip(rows, tokens, strict=True)]
 
     async def rebuild(self) -> None:
-        """Start a new core in the place of a dead one; all adapters are gone. Requests of before must not be waited for."""
+        """Start a new core in the place of a dead one; all adapters are gone, and requests of before fail."""
         old = self.inner
+        old.output_processor.propagate_error(EngineDeadError())  # or requests that wait for the old core would wait for ever
         if old.output_handler is not None:
             old.output_handler.cancel()
         # Not old.shutdown(): that would end the renderer, which the chat handlers go on using.

@@ -13,6 +13,9 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.exceptions import VLLMClientError
+from vllm.exceptions import VLLMClientError
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from attune.config import Config
@@ -51,10 +54,12 @@ class Chat:
             result = await self.handler.create_chat_completion(request, None)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # vLLM's own wrappers show up in brackets
             raise RequestError(f"{where}: {first['msg']}", param=where or None) from error
+        except VLLMClientError as error:
+            raise RequestError(str(error.args[0] if error.args else error), param=getattr(error, "parameter", None)) from error
         except (ValueError, TypeError, NotImplementedError, OverflowError) as error:
-            raise RequestError(str(error), param=getattr(error, "parameter", None)) from error
+            raise RequestError(str(error)) from error
         if isinstance(result, ErrorResponse):
             raise RequestError(result.error.message, status=int(result.error.code), param=result.error.param)
         if hasattr(result, "model_dump"):

@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError
 
+from attune.errors import AttuneError, Unavailable
 from attune.types import Candidate, Interaction, Sampling
-from serve.answer import Answerer, Ask, Draw
+from serve.answer import Answerer, Ask, Draw, Sampler
 from serve.engine import Engine
 from serve.slot import Policy
 
@@ -24,6 +26,8 @@ class EngineProxy:
         self.asks: dict[str, Ask] = {}
         """Request id -> what the client wants; put there by the chat route before it calls vLLM's handler."""
         self.answered: dict[str, Interaction] = {}
+        self.failed: dict[str, AttuneError] = {}
+        """Request id -> our own error, which vLLM's handler would turn into a status of its own when it streams."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine.inner, name)
@@ -41,10 +45,25 @@ class EngineProxy:
             return drawn.draw(params)
 
         wanted = 1 if _greedy(params) else sampling_params.n
-        interaction = await self.answerer.answer(ask, wanted, sample)
+        try:
+            interaction = await self._answered(ask, wanted, sample)
+        except AttuneError as error:
+            self.failed[request_id] = error
+            raise
         self.answered[request_id] = interaction
         for output in drawn.replay(interaction.shown, sampling_params):
             yield output
+
+    async def _answered(self, ask: Ask, wanted: int, sample: Sampler) -> Interaction:
+        try:
+            return await self.answerer.answer(ask, wanted, sample)
+        except EngineDeadError as error:
+            raise Unavailable("The engine died while it answered; it is being restarted.") from error
+
+    def forget(self, request_id: str) -> None:
+        """Drop what is kept of a request."""
+        for kept in (self.asks, self.answered, self.failed):
+            kept.pop(request_id, None)
 
 
 class _Drawn:

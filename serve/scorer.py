@@ -52,7 +52,8 @@ class Scorer:
         width = self.base.feature_width
         if model.mean_D.shape != (width,):
             raise AdapterError(f"it judges {model.mean_D.shape[0]} features where this base model has {width}")
-        mean, spread = model.judge(np.stack([np.zeros(width, np.float32), np.ones(width, np.float32)]))
+        with np.errstate(all="ignore"):
+            mean, spread = model.judge(np.stack([np.zeros(width, np.float32), np.ones(width, np.float32)]))
         if not (np.isfinite(mean).all() and np.isfinite(spread).all()):
             raise AdapterError("its judgements are not finite")
         self.reward = model

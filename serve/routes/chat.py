@@ -10,7 +10,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from attune.errors import RequestError
+from attune.config import Config
+from attune.errors import AttuneError, RequestError
 from attune.types import Interaction
 from serve import metrics
 from serve.access import Known
@@ -36,14 +37,15 @@ async def chat(body: ChatRequest, request: Request, caller: Known) -> Response:
     state.proxy.asks[ask.interaction_id] = ask
     reply: Any = None
     try:
-        reply = await _unless_gone(request, state.chat.complete(_body(body, ask, config.default_max_tokens)))
+        until = time.monotonic() + config.request_timeout_s
+        reply = await _unless_gone(request, state.chat.complete(_body(body, ask, state.config)), until)
         if isinstance(reply, dict):
             interaction = state.proxy.answered[ask.interaction_id]
             extension = _extension(interaction, state)
             reply |= {"model": body.model, "attune": extension}
             return JSONResponse(reply, headers={"x-attune-feedback-token": extension["feedback_token"]})
-        first = await _unless_gone(request, anext(reply))
-        _raise_if_error(first)
+        first = await _unless_gone(request, anext(reply), until)
+        _raise_if_error(first, state.proxy.failed.get(ask.interaction_id))
         extension = _extension(state.proxy.answered[ask.interaction_id], state)
         stream = _finish(state, ask, started, _with_extension(first, reply, body.model, extension))
         headers = {"x-attune-feedback-token": extension["feedback_token"], "cache-control": "no-cache"}
@@ -75,11 +77,15 @@ def _version(model: str) -> int | None:
     return int(number) if number else None
 
 
-def _body(body: ChatRequest, ask: Ask, default_max_tokens: int) -> dict[str, Any]:
+def _body(body: ChatRequest, ask: Ask, config: Config) -> dict[str, Any]:
     data = body.model_dump(exclude_none=True, exclude=OWN)
     data |= {"model": "attune", "messages": list(ask.messages), "request_id": ask.interaction_id.removeprefix("chatcmpl-")}
+    context = config.model.max_context_tokens
+    for name in ("max_tokens", "max_completion_tokens"):
+        if data.get(name, 0) > context:
+            raise RequestError(f"{name} is {data[name]}; prompt and reply have {context} tokens together", param=name)
     if "max_tokens" not in data and "max_completion_tokens" not in data:
-        data["max_tokens"] = default_max_tokens
+        data["max_tokens"] = min(config.serve.default_max_tokens, context)
     return data
 
 
@@ -113,9 +119,11 @@ def _edited(line: str, extra: dict[str, Any]) -> str:
     return line if "error" in data else f"data: {json.dumps(data | extra)}\n\n"
 
 
-def _raise_if_error(line: str) -> None:
+def _raise_if_error(line: str, ours: AttuneError | None) -> None:
     data = json.loads(line.removeprefix("data: ")) if line.startswith("data: {") else {}
     if "error" in data:
+        if ours is not None:
+            raise ours
         error = data["error"]
         raise RequestError(str(error.get("message")), status=int(error.get("code") or 500), param=error.get("param"))
 
@@ -130,20 +138,21 @@ async def _finish(state: Any, ask: Ask, started: float, lines: AsyncIterator[str
 
 def _forget(state: Any, ask: Ask, started: float) -> None:
     state.active -= 1
-    state.proxy.asks.pop(ask.interaction_id, None)
-    state.proxy.answered.pop(ask.interaction_id, None)
+    state.proxy.forget(ask.interaction_id)
     metrics.REQUEST_SECONDS.observe(time.perf_counter() - started)
 
 
-async def _unless_gone(request: Request, work: Any) -> Any:
-    """Return the result of `work`, or cancel it (and with it the engine's request) if the client hangs up first."""
+async def _unless_gone(request: Request, work: Any, until: float) -> Any:
+    """Return the result of `work`, or cancel it (and with it the engine's request) if the client hangs up or its time is up."""
     task: asyncio.Task[Any] = asyncio.ensure_future(work)
     watch = asyncio.create_task(_gone(request))
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED, timeout=max(0.0, until - time.monotonic()))
+        if task.done():
+            return task.result()
+        if watch.done():
             raise RequestError("The client closed the connection.", status=499, code="client_closed_request")
-        return task.result()
+        raise RequestError("The reply took too long.", status=504, code="timeout")
     finally:
         watch.cancel()
         if not task.done():

@@ -95,6 +95,11 @@ MISTAKES = [
     ("POST", CHAT, {"messages": HELLO, "model": "gpt"}, 404, "model"),
     ("POST", CHAT, {"messages": HELLO, "model": "attune@999"}, 404, "model"),
     ("POST", CHAT, {"messages": [{"role": "user", "content": "x" * 30_000}]}, 413, None),
+    ("POST", CHAT, {"messages": [{"role": "user", "content": "word " * 600}]}, 400, None),
+    ("POST", CHAT, {"messages": HELLO, "logit_bias": {"99999999": 1}}, 400, "logit_bias"),
+    ("POST", CHAT, {"messages": HELLO, "stop": [""]}, 400, None),
+    ("POST", CHAT, {"messages": HELLO, "response_format": {"type": "nonsense"}}, 400, None),
+    ("POST", CHAT, {"messages": HELLO, "stream": True, "tools": [{"bad": 1}]}, 400, None),
     ("GET", "/v1/nothing", None, 404, None),
     ("POST", "/tokenize", {"prompt": "x"}, 404, None),
     ("POST", "/pause", {}, 404, None),
@@ -131,6 +136,13 @@ def test_a_body_that_is_not_json(bench: Bench) -> None:
         response = http.post(CHAT, content=b"{", headers={"content-type": "application/json"})
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "invalid_json"
+
+
+def test_a_large_body_in_pieces_is_refused_too(bench: Bench) -> None:
+    with bench.http() as http:
+        response = http.post(CHAT, content=(b"x" * 5_000 for _ in range(10)), headers={"content-type": "application/json"})
+    assert response.status_code == 413
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
 def test_metrics_and_health_need_no_key(bench: Bench) -> None:
