@@ -7,7 +7,7 @@ so nothing rebalances, and two readers at once are told apart by the store's com
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition  # type: ignore[import-untyped]
@@ -17,6 +17,7 @@ from kafka.errors import (  # type: ignore[import-untyped]
     RecordListTooLargeError,
     TopicAlreadyExistsError,
 )
+from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 
 from attune.config import BusSection
 from attune.errors import InvalidRecord, Unavailable
@@ -112,7 +113,8 @@ class KafkaBus:
 
     def _new_producer(self) -> KafkaProducer:
         _knock(self._servers)
-        return KafkaProducer(
+        return _connected(
+            KafkaProducer,
             bootstrap_servers=self._servers,
             bootstrap_timeout_ms=int(CONNECT_TIMEOUT_S * 1000),
             acks="all",
@@ -129,7 +131,8 @@ class KafkaBus:
 
     def _open_consumer(self) -> None:
         with _translated("connect"):
-            consumer = self._consumer = KafkaConsumer(
+            consumer = self._consumer = _connected(
+                KafkaConsumer,
                 bootstrap_servers=self._servers,
                 bootstrap_timeout_ms=int(CONNECT_TIMEOUT_S * 1000),
                 group_id=None,
@@ -149,8 +152,11 @@ class KafkaBus:
 
     def _create_topics(self) -> None:
         with _translated("connect"):
-            admin = KafkaAdminClient(
-                bootstrap_servers=self._servers, bootstrap_timeout_ms=int(CONNECT_TIMEOUT_S * 1000), reconnect_backoff_max_ms=1000
+            admin = _connected(
+                KafkaAdminClient,
+                bootstrap_servers=self._servers,
+                bootstrap_timeout_ms=int(CONNECT_TIMEOUT_S * 1000),
+                reconnect_backoff_max_ms=1000,
             )
             try:
                 missing = sorted(set(self._topics.values()) - set(admin.list_topics()))
@@ -178,11 +184,24 @@ def _text(value: bytes | None) -> str:
     return "" if value is None else value.decode(errors="replace")
 
 
-def _knock(servers: Sequence[str]) -> None:
-    """Raise `Unavailable` unless one of the servers takes connections.
+def _connected(kind: Any, **settings: Any) -> Any:
+    """Return a client of that kind; unlike its constructor alone, one that fails leaves no thread and no sockets behind."""
+    made: list[KafkaNetClient] = []
 
-    A client of kafka-python that fails to connect when it is made leaves its thread and sockets behind: so none is made in vain.
-    """
+    def network(**options: Any) -> Any:
+        made.append(KafkaNetClient(**options))
+        return made[-1]
+
+    try:
+        return kind(kafka_client=network, **settings)
+    except BaseException:
+        for each in made:
+            each.close()
+        raise
+
+
+def _knock(servers: Sequence[str]) -> None:
+    """Raise `Unavailable`, saying why, unless one of the servers takes connections; kafka-python would try on and not say."""
     faults = []
     for server in servers:
         host, _, port = server.rpartition(":")

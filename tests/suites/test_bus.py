@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -259,3 +260,12 @@ async def _arrived_around_an_outage(broker: Broker, home: Path) -> int:
     await outbox.stop()
     await asyncio.to_thread(reader.close)
     return len(found)
+
+
+@pytest.mark.slow
+def test_a_broker_that_takes_connections_but_never_answers_is_away_and_leaves_no_thread() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        section = BusSection(kind="kafka", bootstrap=f"127.0.0.1:{mute.getsockname()[1]}")
+        with pytest.raises(Unavailable, match="Kafka is away"):
+            open_bus(Config(bus=section), "reader")
+    assert not [thread.name for thread in threading.enumerate() if "kafka" in thread.name]
