@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-slow check bench demo lock clean
+.PHONY: run test test-slow check bench demo lock clean help
 
 run: $(INSTALLED)  ## start Attune on http://127.0.0.1:8000
 	@exec $(BIN)/attune up
@@ -30,10 +30,10 @@ bench: $(INSTALLED)  ## the figures of the README
 
 .PHONY: chromium
 chromium:
-	@command -v chromium >/dev/null || { echo "installing chromium"; \
+	@command -v chromium >/dev/null || { echo "installing chromium, to test the page"; \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
-	  else echo "not root: install the package chromium to test the page"; fi; }
+	  else false; fi; } || echo "chromium could not be installed: install the package yourself, or the page is not tested"
 
 $(BIN)/uv: locks/uv.txt
 	@echo "making $(VENV)"
@@ -55,3 +55,6 @@ lock: $(BIN)/uv  ## resolve the dependencies anew
 clean:  ## remove what runs and tests wrote, and the installed packages
 	rm -rf .attune $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 12

@@ -15,7 +15,7 @@ from attune.errors import ConfigError, RegistryError
 from attune.progress import Progress
 from attune.registry import Registry
 from attune.simulate import command as simulate
-from attune.types import ArtifactKind
+from attune.types import ArtifactKind, State, Version
 
 PROGRAMS = {
     "serve": "answer chat requests and take votes",
@@ -70,7 +70,9 @@ def _kind(parser: argparse.ArgumentParser) -> None:
 
 
 def _exec(args: argparse.Namespace) -> int:
-    configuration.load(args.config)  # a wrong configuration is said here, before anything heavy is imported
+    config = configuration.load(args.config)  # a wrong configuration is said here, before anything heavy is imported
+    if args.program != "feedback":
+        demo_model.ensure(config, Progress(sys.stderr).note)
     extra = ["--config", str(args.config)] if args.config else []
     os.execv(sys.executable, [sys.executable, "-m", args.program, *extra])
 
@@ -82,22 +84,34 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _versions(args: argparse.Namespace) -> int:
     registry = _registry(args)
-    table = Table("kind", "number", "state", "parent", "votes", "published", "report", title=f"{args.kind} versions")
+    table = Table("version", "state", "parent", "trained through", "votes", "published", "report")
     for number in registry.numbers(args.kind):
         version = registry.version(args.kind, number)
-        figures = ", ".join(f"{k} {v:.3g}" for k, v in version.report.items() if k in SHOWN and isinstance(v, float))
-        when = datetime.fromtimestamp(version.created_at).astimezone().isoformat(" ", "seconds")
+        when = datetime.fromtimestamp(version.created_at).strftime("%Y-%m-%d %H:%M:%S")
+        parent, through, votes = map(str, (version.parent, version.trained_through, len(version.events)))
         state = registry.state(args.kind, number)
-        table.add_row(args.kind, str(number), state, str(version.parent), str(len(version.events)), when, figures)
-    Console().print(table)
+        table.add_row(f"{args.kind} {number}", state, parent, through, votes, when, _remark(registry, version, state))
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
     return 0
 
 
-SHOWN = ("kl_to_ref", "score_mean", "entropy", "held_out_after", "pair_accuracy", "rating_auroc")
+SHOWN = {"held_out_after": "reward", "kl_after": "KL", "entropy_after": "entropy", "pair_accuracy": "pairs right", "rating_auroc": "AUROC"}
+PIPE_WIDTH = 160
+
+
+def _remark(registry: Registry, version: Version, state: State) -> str:
+    """Return why a version was taken out of service or refused, else its key figures."""
+    if state in (State.REJECTED, State.ROLLED_BACK):
+        return next(p.reason for p in reversed(registry.log()) if (p.kind, p.version) == (version.kind, version.number))
+    figures = ((label, version.report.get(name)) for name, label in SHOWN.items())
+    return ", ".join(f"{label} {value:.2f}" for label, value in figures if isinstance(value, int | float))
 
 
 def _promote(args: argparse.Namespace) -> int:
-    _registry(args).promote(args.kind, args.number, by="operator", reason="attune promote")
+    registry = _registry(args)
+    if args.number > 0:
+        registry.verify(args.kind, args.number)
+    registry.promote(args.kind, args.number, by="operator", reason="attune promote")
     print(f"{args.kind} version {args.number} is champion")
     return 0
 

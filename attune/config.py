@@ -125,12 +125,19 @@ class Config(_Section):
     @property
     def model_folder(self) -> str:
         """Folder or hub id to load the base model from."""
-        return str(self.home / "models" / DEMO_MODEL) if self.model.path == DEMO_MODEL else self.model.path
+        if self.model.path == DEMO_MODEL:
+            return str(self.home / "models" / DEMO_MODEL)
+        return str(Path(self.model.path).expanduser()) if self.model_is_folder else self.model.path
+
+    @property
+    def model_is_folder(self) -> bool:
+        """Whether `model.path` means a folder, there or not, in place of a hub id."""
+        return self.model.path.startswith((".", "/", "~")) or Path(self.model.path).exists()
 
     @property
     def model_identity(self) -> str:
         """What versions name as their base: the demo model's name, a hub id, or a folder's own name."""
-        return Path(self.model.path).name if Path(self.model.path).is_absolute() else self.model.path
+        return Path(self.model_folder).absolute().name if self.model_is_folder else self.model.path
 
     @property
     def store_url(self) -> str:

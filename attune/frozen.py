@@ -4,6 +4,7 @@ Serve makes the pass when it ranks; what it saw travels with the interaction, so
 The learner calls the same function for what is missing (edits). Shapes: T tokens, P predicted tokens, H hidden width, V vocabulary.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,12 @@ def load_base(model: str, revision: str | None, dtype: torch.dtype = torch.bfloa
         model, revision=revision, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
     )
     return network.eval().requires_grad_(False)
+
+
+def twin(network: torch.nn.Module) -> torch.nn.Module:
+    """Return a second network over the same weights in memory: what is put around the layers of one is not seen by the other."""
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, shared)
 
 
 class FrozenBase:

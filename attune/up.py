@@ -65,7 +65,7 @@ class Supervisor:
             if child.process is None:
                 if now >= child.restart_at:
                     self._start(child)
-            elif (status := child.process.poll()) is not None:
+            elif (status := processes.ended(child.process)) is not None:
                 self._died(child, status, now)
 
     def stop(self) -> None:
@@ -84,7 +84,8 @@ class Supervisor:
         child.crashes = 1 if now - child.started > HEALTHY_S else child.crashes + 1
         child.restart_at = now + pause_s(child.crashes)
         child.process = None
-        self.say(f"{child.name} ended with status {status}; starting it again in {pause_s(child.crashes):g} s (see {child.name}.log)")
+        log = _short(self.logs / f"{child.name}.log")
+        self.say(f"{child.name} ended with status {status}; starting it again in {pause_s(child.crashes):g} s (see {log})")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--database", metavar="URL", help="use this database (SQLAlchemy URL) in place of SQLite")
     parser.add_argument("--model", help="a model folder or hub id in place of the demo model")
     parser.add_argument("--home", type=Path, help="where everything that a run writes lies (default: .attune)")
-    parser.add_argument("--port", type=int, help="port of the HTTP server (default: 8000)")
+    parser.add_argument("--port", type=int, help="port of the HTTP server (default: 8000; 0: any free one)")
 
 
 def overrides(args: argparse.Namespace) -> dict[str, str]:
@@ -119,7 +120,8 @@ def run(args: argparse.Namespace) -> int:
         left = processes.end_remembered(config.home / "run" / "children.json")
         if left:
             progress.note(f"ended {len(left)} processes that an earlier run left behind")
-        _check_port(config)
+        environment["ATTUNE_SERVE__PORT"] = str(_free_port(config))
+        config = configuration.load(args.config, environment)
         demo_model.ensure(config, progress.doing)
         programs = {name: [sys.executable, "-m", name] for name in PROGRAMS}
         supervisor = Supervisor(programs, config.home / "logs", config.home / "run" / "children.json", environment, progress.note)
@@ -141,8 +143,9 @@ def run(args: argparse.Namespace) -> int:
 
 def welcome(config: Config) -> str:
     """Return what a newcomer needs next: address, key, and three things to try."""
-    url = base_url(config)
+    url, command = base_url(config), _short(Path(sys.executable).with_name("attune"))
     key = (config.home / "api-key").read_text().strip()
+    home = "" if config.home == Path(".attune").absolute() else f"ATTUNE_HOME={_short(config.home)} "
     return f"""
 Attune is ready.
 
@@ -150,8 +153,13 @@ Attune is ready.
   API      {url}/v1     (OpenAI-compatible; model "attune")
   key      {key}
 
-  Open the page, ask something, press a thumb. Eight votes make a new policy.
-  Or let simulated people vote:   .venv/bin/attune simulate --taste short --votes 200
+  1. Open the page, ask something, press a thumb: {config.learner.min_votes_per_update} votes make a new policy.
+  2. Ask from a program:
+     curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' \\
+       -H 'Content-Type: application/json' -d '{{"model": "attune", "messages": [{{"role": "user", "content": "What is a river?"}}]}}'
+  3. Let simulated people vote:
+     {home}{command} simulate --taste short --votes 200 --url {url}
+
   Logs: {_short(config.home / "logs")}    Stop: Ctrl-C
 """
 
@@ -180,16 +188,20 @@ def _wait_ready(config: Config, supervisor: Supervisor, progress: Progress) -> N
         time.sleep(0.25)
 
 
-def _check_port(config: Config) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET) as probe:
+def _free_port(config: Config) -> int:
+    """Return the configured port, or any free one for 0; raises `ConfigError` if somebody listens on it."""
+    host, port = config.serve.host, config.serve.port
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((config.serve.host, config.serve.port))
+            probe.bind((host, port))
         except OSError as error:
+            who = processes.listener(port)
             raise ConfigError(
-                f"cannot listen on {config.serve.host}:{config.serve.port} ({error.strerror}): "
+                f"cannot listen on {host}:{port} ({error.strerror}{f': {who}' if who else ''}): "
                 "stop what uses it, or choose another port with --port or ATTUNE_SERVE__PORT"
             ) from error
+        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

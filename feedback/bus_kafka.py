@@ -10,14 +10,14 @@ from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import structlog
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition  # type: ignore[import-untyped]
-from kafka.errors import (  # type: ignore[import-untyped]
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import (
     KafkaError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
     TopicAlreadyExistsError,
 )
-from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
+from kafka.net.compat import KafkaNetClient
 
 from attune.config import BusSection
 from attune.errors import InvalidRecord, Unavailable

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-WHITEN_FLOOR = 0.3
+SCALE_FLOOR = 0.3
 
 
 def leave_one_out(reward_N: torch.Tensor) -> torch.Tensor:
@@ -43,13 +43,17 @@ def shaped(terminal: float, log_ratio_T: torch.Tensor, *, beta: float, budget_na
     return reward_T
 
 
-def whiten(advantages: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the advantages of one optimizer batch with mean 0 and standard deviation 1 over all its tokens.
+def group_advantages(rewards: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return token advantages of one request's answers: what is still to come of an answer's reward, less the others' mean return."""
+    totals_N = torch.stack([r.sum() for r in rewards])
+    baseline_N = totals_N - leave_one_out(totals_N)
+    return [gae(r, torch.zeros_like(r)) - b for r, b in zip(rewards, baseline_N, strict=True)]
 
-    A batch whose rewards nearly tie is not blown up to 1: the deviation that divides is at least 0.3 anchor standard deviations.
+
+def scale(deviation: float) -> float:
+    """Return what the advantages of an optimizer batch are divided by, given their standard deviation over all its tokens.
+
+    They are not centred again: the baseline has done it within each request. A batch whose rewards nearly tie is not blown up to 1:
+    the divisor is at least 0.3 anchor standard deviations.
     """
-    flat = torch.cat(list(advantages)) if advantages else torch.zeros(0)
-    if flat.numel() < 2:
-        return list(advantages)
-    scale = flat.std().clamp_min(WHITEN_FLOOR)
-    return [(a - flat.mean()) / scale for a in advantages]
+    return max(deviation, SCALE_FLOOR)

@@ -1,11 +1,12 @@
-"""The loop of learning: read votes, refit the reward model, and when enough votes wait, step, judge and publish the policy.
+"""The loop of learning: read votes, refit the reward model, and when enough votes wait, train, judge and publish the policy.
 
 Everything that it remembers can be read again from store and registry, so a kill at any moment costs at most the step under way:
-votes and rollouts of an unpublished step are used again, those of a published one never.
+votes and rollouts of a version that was not judged are used again, those of a judged one never.
 """
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from attune.errors import Diverged
 from attune.frozen import Answer, FrozenBase
 from attune.registry import Registry
 from attune.reward import RewardModel, unpack
-from attune.types import Demonstration, State
+from attune.types import Demonstration, Interaction, State
 from feedback.store import Store
-from learner import evaluate, gate, metrics, ppo, publish, reward_trainer
+from learner import challenger, gate, metrics, ppo, reward_trainer, standing
+from learner.challenger import Challenger
 from learner.data import Journal
 from learner.policy import Policy
 from learner.prequential import Prequential
@@ -26,48 +28,79 @@ from learner.rollout import Rollout, make_rollout, tied, unusable
 
 log = structlog.get_logger()
 
-MAX_STEP_KL_NATS = 3.0
 MIN_ANCHORS = 8
 
 
 class Cycle:
     """One learner over one store and one registry."""
 
-    def __init__(self, config: Config, store: Store, registry: Registry, base: FrozenBase, policy: Policy, tokenizer: Any) -> None:
+    def __init__(
+        self, config: Config, store: Store, registry: Registry, base: FrozenBase, policy: Policy, tokenizer: Any, stop: threading.Event
+    ) -> None:
         self.config, self.registry, self.base, self.policy, self.tokenizer = config, registry, base, policy, tokenizer
-        self.journal = Journal(store)
+        self.journal = Journal(store, self._complete)
         self.prequential = Prequential()
         self.edits: dict[str, bytes] = {}
+        self._edited: dict[str, str] = {}
         self.reward = RewardModel.prior(base.feature_width)
+        self.stop = stop
+        self._live = 0
         self._waiting_since: float | None = None
-        self._resume()
+        self.at = standing.read(registry)
+        self._follow()
+        log.info("learner_resumed", policy_version=self.at.policy, reward_version=self.at.reward, trained_through=self.at.trained_through)
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self) -> None:
         """Learn until told to stop; a failed cycle is logged, counted and tried again after a pause."""
         pause_s = self.config.learner.poll_interval_s
-        while not stop.is_set():
+        while not self.stop.is_set():
             try:
                 busy = self.once()
                 pause_s = 0.0 if busy else self.config.learner.poll_interval_s
+            except ppo.Stopped:
+                log.info("update_forgotten", reason="told to stop")
             except Exception:  # the outer loop
                 metrics.LOOP_FAILURES.inc()
                 log.exception("cycle_failed")
                 pause_s = min(60.0, 2 * pause_s + 1.0)
-            stop.wait(pause_s)
+            self.stop.wait(pause_s)
 
     def once(self) -> bool:
         """Learn what is new; return whether there was anything to do."""
-        news = self.journal.refresh(self.used_through)
-        if news.votes:
-            self._predict(news.votes)
-            self._learn_reward()
+        self._follow()
+        news = self.journal.refresh(self.at.used_through)
+        self._predict({ident for position, ident in news if position > self.at.reward_through})
+        refitted = self.journal.position > self.at.reward_through and self._learn_reward()
         if self._due():
             self._learn_policy()
+            self._waiting_since = None
             return True
-        return bool(news.votes)
+        return refitted
+
+    def _follow(self) -> None:
+        """Stand on the champions: an operator may have rolled one back, or the last step promoted one."""
+        champion, reward = self.registry.champion("policy"), self.registry.champion("reward")
+        if champion != self._live:
+            self._stand_on(champion)
+        if reward != self.reward.version:
+            width = self.base.feature_width
+            self.reward = RewardModel.load(self.registry.folder("reward", reward)) if reward else RewardModel.prior(width)
+        if (champion, reward) != (self.at.policy, self.at.reward):
+            now, tried, used = standing.read(self.registry), self.at.tried_through, self.at.used_through
+            self.at = replace(now, tried_through=max(tried, now.tried_through), used_through=max(used, now.used_through))
+        metrics.VOTES_LEARNED.set(len(self.journal.votes) - len(self.journal.votes_after(self.at.trained_through)))
+
+    def _stand_on(self, champion: int) -> None:
+        if champion:
+            self.policy.load_adapter(self.registry.folder("policy", champion))
+            if self._state_file(champion).is_file():
+                self.policy.load_state(self._state_file(champion))
+        else:
+            self.policy.reset()
+        self._live = champion
 
     def _due(self) -> bool:
-        waiting = len(self.journal.votes_after(self.tried_through))
+        waiting = len(self.journal.votes_after(self.at.tried_through))
         if not waiting or not self.journal.waiting or not self.reward.version:
             self._waiting_since = None
             return False
@@ -76,101 +109,88 @@ class Cycle:
         settings = self.config.learner
         return waiting >= settings.min_votes_per_update or now - self._waiting_since >= settings.max_vote_wait_s
 
-    def _learn_reward(self) -> None:
-        self._look_at_edits()
-        judged = self.journal.judged_answers(self.edits)
-        anchors = [f for group in self.journal.anchors.values() for f in group]
-        if judged is None or len(anchors) < MIN_ANCHORS:
-            return
+    def _learn_reward(self) -> bool:
+        """Publish a reward version that knows every vote in force; return whether there were enough answers to do so."""
         started = time.perf_counter()
+        self._look_at_edits()
+        anchors = [f for group in self.journal.anchors.values() for f in group]
+        judged = self.journal.judged_answers(self.edits)
+        if len(anchors) < MIN_ANCHORS or (not judged.signals and not self.at.reward):
+            return False
         settings = self.config.learner
         model, report = reward_trainer.fit(judged, unpack(anchors), settings.pessimism, settings.seed + self.journal.position)
         figures = report | self.prequential.figures()
         metrics.REWARD_FIT_SECONDS.observe(time.perf_counter() - started)
         metrics.REWARD_ACCURACY.set(figures.get("pair_accuracy", 0.0))
-        events = tuple(self.journal.votes_after(self._reward_through()))
+        events = tuple(self.journal.votes_after(self.at.reward_through))
         version = self.registry.publish(
-            "reward", model.to_files(), parent=self.registry.champion("reward"), **self._lineage(), report=figures, events=events
-        )
+            "reward", model.to_files(), parent=self.at.reward, **self._lineage(), report=figures, events=events
+        )  # fmt: skip
         self.registry.promote("reward", version.number, by="learner", reason="refitted on all votes in force")
-        self.reward = RewardModel.load(self.registry.folder("reward", version.number))
+        self._follow()
         metrics.REWARD_FITS.inc()
         log.info("reward_published", version=version.number, votes=len(judged.signals), seconds=round(time.perf_counter() - started, 3))
+        return True
 
     def _learn_policy(self) -> None:
         started = time.perf_counter()
+        settings = self.config.learner
         rollouts, through = self._rollouts()
-        if rollouts:
-            self.tried_through = self.journal.position
-        held = [make_rollout(i, self.reward, self.config.learner.pessimism) for i in list(self.journal.held_out.values())[-4:]]
-        report: dict[str, Any] = {"groups": len(rollouts), "interactions_through": through}
-        if rollouts:
-            report |= self._step(rollouts, held, report)
-        report["seconds"] = round(time.perf_counter() - started, 2)
-        self.used_through = through
-        metrics.POLICY_UPDATE_SECONDS.observe(report["seconds"])
-
-    def _step(self, rollouts: list[Rollout], held: list[Rollout], report: dict[str, Any]) -> dict[str, Any]:
-        checks = held or rollouts[:2]
-        probes = publish.fingerprint_probes(rollouts)
-        before, old = evaluate.look(self.policy, checks), self.policy.snapshot()
-        parent_logprobs = publish.probe_logprobs(self.policy, probes)
+        if not rollouts:
+            self.at = replace(self.at, used_through=through)
+            self.journal.forget_waiting(through)
+            return
+        usable = (i for i in self.journal.held_out.values() if unusable(i, self._live, settings.max_staleness_versions) is None)
+        held_out = [make_rollout(i, self.reward, settings.pessimism) for i in usable]
+        about = {"groups": len(rollouts), "interactions_through": through}
         try:
-            report |= ppo.update(self.policy, rollouts, self.config.learner)
-            after, moved = self._bounded(checks, before, old)
+            made = challenger.train(
+                self.policy, rollouts, held_out, settings,
+                live=self._live, end_token=self.tokenizer.eos_token_id, about=about, stopping=self.stop.is_set,
+            )  # fmt: skip
+            self._decide(made, time.perf_counter() - started)
         except Diverged as error:
-            self.policy.restore(old)
-            self.policy.optimizer.state.clear()
             metrics.POLICY_UPDATES.labels("diverged").inc()
             log.warning("update_diverged", reason=str(error))
-            return report
-        texts = [c.text for _, i in self.journal.waiting.values() for c in i.candidates] or ["-"]
-        report |= {
-            "held_out_before": evaluate.held_out_reward(checks, before),
-            "held_out_after": evaluate.held_out_reward(checks, after),
-            "step_kl": moved,
-            "empty_share": sum(not t.strip() for t in texts) / len(texts),
-        }
-        self._publish(publish.files(self.policy, probes, parent_logprobs, report), report, old)
-        return report
+        self.at = replace(self.at, used_through=through, tried_through=self.journal.position)
+        self.journal.forget_waiting(through)
 
-    def _bounded(self, checks: list[Rollout], before: evaluate.Seen, old: list[Any]) -> tuple[evaluate.Seen, float]:
-        """Return what the stepped policy thinks, having halved the step until it moved no further than allowed."""
-        for _ in range(4):
-            after = evaluate.look(self.policy, checks)
-            moved = evaluate.step_kl(checks, before, after)
-            if moved <= MAX_STEP_KL_NATS:
-                return after, moved
-            self.policy.restore(old, share=0.5)
-        raise Diverged(f"the update moved the policy by {moved:.1f} nats per answer even after halving it")
-
-    def _publish(self, files: dict[str, bytes], report: dict[str, Any], old: list[Any]) -> None:
-        decision = gate.judge(report, self.config.learner.kl_limit_nats)
-        lineage = self._lineage()
-        version = self.registry.publish(
-            "policy", files, parent=self.parent, **lineage, report=report, reward_version=self.reward.version,
-            events=tuple(self.journal.votes_after(self.trained_through)),
-        )  # fmt: skip
-        if decision.promote:
-            self.policy.save_state(self._state_file(version.number))
-            self.registry.promote("policy", version.number, by="learner", reason="passed the gate")
-            self._state_file(self.parent).unlink(missing_ok=True)
-            self.parent, self.trained_through = version.number, version.trained_through
-        else:
-            self.registry.move("policy", version.number, State.REJECTED, by="learner", reason="; ".join(decision.reasons))
-            self.policy.restore(old)
-        outcome = "promoted" if decision.promote else "rejected"
+    def _decide(self, made: Challenger, seconds: float) -> None:
+        """Publish the challenger and make it champion, or refuse it and stand where we stood."""
+        decision = gate.judge(made.report, self.config.learner.kl_limit_nats)
+        report = made.report | {"seconds": round(seconds, 2)}
+        promoted = False
+        try:
+            version = self.registry.publish(
+                "policy", made.files, parent=self.at.policy, **self._lineage(), report=report, reward_version=self.reward.version,
+                events=tuple(self.journal.votes_after(self.at.trained_through)),
+            )  # fmt: skip
+            if decision.promote:
+                self.policy.save_state(self._state_file(version.number))
+                self.registry.promote("policy", version.number, by="learner", reason="passed the gate")
+                promoted = True
+            else:
+                self.registry.move("policy", version.number, State.REJECTED, by="learner", reason="; ".join(decision.reasons))
+        finally:
+            if not promoted:
+                self.policy.restore(made.before)
+        if promoted:
+            self._state_file(self._live).unlink(missing_ok=True)
+            self._live = version.number
+            self._follow()
+        outcome = "promoted" if promoted else "rejected"
         metrics.POLICY_UPDATES.labels(outcome).inc()
+        metrics.POLICY_UPDATE_SECONDS.observe(seconds)
         for name, value in report.items():
             metrics.PPO.labels(name).set(value)
         log.info("policy_published", version=version.number, outcome=outcome, reasons=decision.reasons, **report)
 
     def _rollouts(self) -> tuple[list[Rollout], int]:
-        """Return the newest usable groups and the position through which interactions are now used up."""
-        settings, chosen = self.config.learner, []
+        """Return the newest usable groups and the position through which interactions are used up by taking them."""
+        settings, chosen = self.config.learner, list[Rollout]()
         through = max(position for position, _ in self.journal.waiting.values())
         for _, interaction in reversed(self.journal.waiting.values()):
-            reason = unusable(interaction, self.parent, settings.max_staleness_versions)
+            reason = unusable(interaction, self._live, settings.max_staleness_versions)
             rollout = None if reason else make_rollout(interaction, self.reward, settings.pessimism)
             if rollout is None or tied(rollout):
                 metrics.SKIPPED_GROUPS.labels(reason or "tied").inc()
@@ -178,23 +198,32 @@ class Cycle:
                 chosen.append(rollout)
             else:
                 metrics.SKIPPED_GROUPS.labels("surplus").inc()
-        self.journal.waiting.clear()
         return chosen[::-1], through
+
+    def _complete(self, interaction: Interaction) -> Interaction:
+        """Return a judged interaction with the features that serve could not give it."""
+        metrics.LATE_LOOKS.inc()
+        log.warning("features_missing", interaction=interaction.id)
+        temperature = interaction.sampling.temperature
+        answers = [Answer(c.token_ids, c.finish_reason == "stop") for c in interaction.candidates]
+        looks = self.base.look(interaction.prompt_token_ids, answers, temperature if temperature > 1e-5 else 1.0)
+        seen = zip(interaction.candidates, looks, strict=True)
+        return replace(interaction, candidates=tuple(replace(c, features=v.features, ref_logprobs=v.ref_logprobs) for c, v in seen))
 
     def _look_at_edits(self) -> None:
         for signal in self.journal.signals():
-            if isinstance(signal, Demonstration) and signal.feedback_id not in self.edits:
+            if isinstance(signal, Demonstration) and self._edited.get(signal.feedback_id) != signal.text:
                 interaction = self.journal.judged[signal.interaction_id]
                 ids = tuple(self.tokenizer(signal.text, add_special_tokens=False)["input_ids"])
                 eos = self.tokenizer.eos_token_id
                 answer = Answer((*ids, eos) if eos is not None else ids, True)
-                (seen,) = self.base.look(interaction.prompt_token_ids, [answer], interaction.sampling.temperature or 1.0)
-                self.edits[signal.feedback_id] = seen.features
+                (seen,) = self.base.look(interaction.prompt_token_ids, [answer], 1.0)
+                self.edits[signal.feedback_id], self._edited[signal.feedback_id] = seen.features, signal.text
 
-    def _predict(self, votes: list[Any]) -> None:
-        if not self.reward.version:
+    def _predict(self, fresh: set[str]) -> None:
+        """Score before we learn: hold fresh votes against the version that was live when they came."""
+        if not self.reward.version or not fresh:
             return
-        fresh = {ident for _, feedback, in_force in votes if in_force for ident in [feedback.id]}
         for signal in self.journal.signals():
             if signal.feedback_id in fresh:
                 features = [c.features or b"" for c in self.journal.judged[signal.interaction_id].candidates]
@@ -207,24 +236,5 @@ class Cycle:
             "trained_through": self.journal.position,
         }
 
-    def _reward_through(self) -> int:
-        number = self.registry.champion("reward")
-        return self.registry.version("reward", number).trained_through if number else 0
-
     def _state_file(self, number: int) -> Path:
         return self.config.home / "learner" / f"state-{number:06d}.safetensors"
-
-    def _resume(self) -> None:
-        """Stand where the registry says: champion's weights, newest reward version, and nothing used twice."""
-        self.parent = self.registry.champion("policy")
-        if self.parent:
-            self.policy.load_adapter(self.registry.folder("policy", self.parent))
-            if self._state_file(self.parent).is_file():
-                self.policy.load_state(self._state_file(self.parent))
-        versions = [self.registry.version("policy", n) for n in self.registry.numbers("policy")]
-        self.used_through = max((int(v.report.get("interactions_through", 0)) for v in versions), default=0)
-        self.tried_through = max((v.trained_through for v in versions), default=0)
-        self.trained_through = self.registry.version("policy", self.parent).trained_through if self.parent else 0
-        if number := self.registry.champion("reward"):
-            self.reward = RewardModel.load(self.registry.folder("reward", number))
-        log.info("learner_resumed", policy_version=self.parent, reward_version=self.reward.version, trained_through=self.trained_through)

@@ -6,10 +6,12 @@ store after a restart. Decides nothing.
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
-from attune.reward import unpack
-from attune.types import Demonstration, Feedback, Interaction, Signal
+import numpy as np
+
+from attune.reward import Array, unpack
+from attune.types import Demonstration, Feedback, Interaction, Preference, Signal
 from feedback.store import Store, derive
 from learner.likelihoods import Index
 from learner.reward_trainer import Judged
@@ -18,22 +20,20 @@ PAGE = 500
 MAX_VOTES = 2000
 MAX_WAITING = 256
 MAX_ANCHORS = 256
+MAX_HELD_OUT = 16
 HOLD_OUT_ONE_IN = 10
+LOOK_BACK = 2000
+"""Store positions before the last used interaction that are read again after a restart, to find held-out ones."""
 
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """What one look at the store brought: changed votes (with their positions) whose interactions are known."""
-
-    votes: list[tuple[int, Feedback, bool]]
-    interactions: int
+NOTHING: Array = np.zeros((0, 0), np.float32)
 
 
 class Journal:
     """The learner's memory of store and traffic."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, complete: Callable[[Interaction], Interaction]) -> None:
+        """`complete` gives a judged interaction the features that it lacks."""
+        self.store, self.complete = store, complete
         self.position = 0
         """Store position up to which votes were read."""
         self._traffic_position = 0
@@ -46,41 +46,49 @@ class Journal:
         self.anchors: OrderedDict[str, list[bytes]] = OrderedDict()
         """Features of the first answers ever served: what is typical before anything was learned."""
 
-    def refresh(self, used_through: int) -> News:
-        """Read what is new in the store; interactions up to position `used_through` are not offered for updates again."""
-        interactions = self._read_traffic(used_through)
-        votes: list[tuple[int, Feedback, bool]] = []
+    def refresh(self, used_through: int) -> list[tuple[int, str]]:
+        """Read what is new in the store and return the votes in force that came or changed, with their positions.
+
+        Interactions up to position `used_through` are not offered for updates again.
+        """
+        self._read_traffic(used_through)
+        news: list[tuple[int, str]] = []
         while page := self.store.feedback_after(self.position, PAGE):
             missing = {row.feedback.interaction_id for row in page} - self.judged.keys()
-            self.judged |= self.store.interactions(missing)
+            for ident, interaction in self.store.interactions(missing).items():
+                self.judged[ident] = interaction if _scored(interaction) else self.complete(interaction)
             for row in page:
                 self._take(row.position, row.feedback, row.in_force)
-                votes.append((row.position, row.feedback, row.in_force))
             self.position = page[-1].position
-        return News(votes, interactions)
+            news += [(row.position, row.feedback.id) for row in page if row.in_force]
+        self._forget_unneeded()
+        return news
+
+    def forget_waiting(self, through: int) -> None:
+        """Offer interactions up to this position no more."""
+        for ident in [ident for ident, (position, _) in self.waiting.items() if position <= through]:
+            del self.waiting[ident]
 
     def signals(self) -> list[Signal]:
         """Return the training signals of the newest votes in force."""
         newest = list(self.votes.values())[-MAX_VOTES:]
-        return [s for _, f in newest if (i := self.judged.get(f.interaction_id)) and _scored(i) for s in derive(i, f)]
+        return [s for _, f in newest if (i := self.judged.get(f.interaction_id)) for s in derive(i, f)]
 
-    def judged_answers(self, edits: dict[str, bytes]) -> Judged | None:
-        """Return features and signals for a fit; None while there is nothing to learn from. `edits`: features by feedback id."""
+    def judged_answers(self, edits: Mapping[str, bytes]) -> Judged:
+        """Return what a fit needs: the signals, and the features of every answer that they name. `edits`: features by feedback id."""
         signals = self.signals()
-        if not signals:
-            return None
         features: list[bytes] = []
         rows: Index = {}
-        for ident in dict.fromkeys(s.interaction_id for s in signals):
-            for candidate in self.judged[ident].candidates:
-                rows[ident, candidate.index] = len(features)
-                features.append(candidate.features or b"")
         edit_rows: dict[str, int] = {}
         for signal in signals:
+            for candidate in _named(signal):
+                if (signal.interaction_id, candidate) not in rows:
+                    rows[signal.interaction_id, candidate] = len(features)
+                    features.append(self.judged[signal.interaction_id].candidates[candidate].features or b"")
             if isinstance(signal, Demonstration) and signal.feedback_id in edits:
                 edit_rows[signal.feedback_id] = len(features)
                 features.append(edits[signal.feedback_id])
-        return Judged(unpack(features), rows, edit_rows, signals)
+        return Judged(unpack(features) if features else NOTHING, rows, edit_rows, signals)
 
     def votes_after(self, position: int) -> list[str]:
         """Return ids of votes in force that changed after a store position."""
@@ -91,14 +99,19 @@ class Journal:
         if in_force:
             self.votes[feedback.id] = (position, feedback)
 
-    def _read_traffic(self, used_through: int) -> int:
-        count = 0
+    def _forget_unneeded(self) -> None:
+        """Keep the interactions of the newest votes only; a changed old vote brings its own back."""
+        if len(self.judged) > 2 * MAX_VOTES:
+            kept = {feedback.interaction_id for _, feedback in list(self.votes.values())[-MAX_VOTES:]}
+            self.judged = {ident: interaction for ident, interaction in self.judged.items() if ident in kept}
+
+    def _read_traffic(self, used_through: int) -> None:
         while page := self.store.interactions_after(self._traffic_position, PAGE):
             for position, interaction in page:
                 self._sort(position, interaction, used_through)
             self._traffic_position = page[-1][0]
-            count += len(page)
-        return count
+            if len(self.anchors) >= MAX_ANCHORS:  # what lies between the first answers and the last used ones is of no use
+                self._traffic_position = max(self._traffic_position, used_through - LOOK_BACK)
 
     def _sort(self, position: int, interaction: Interaction, used_through: int) -> None:
         if not _scored(interaction):
@@ -107,7 +120,7 @@ class Journal:
             self.anchors[interaction.id] = [c.features or b"" for c in interaction.candidates]
         if held_out(interaction.id):
             self.held_out[interaction.id] = interaction
-            if len(self.held_out) > 16:
+            if len(self.held_out) > MAX_HELD_OUT:
                 self.held_out.popitem(last=False)
         elif position > used_through:
             self.waiting[interaction.id] = (position, interaction)
@@ -118,6 +131,10 @@ class Journal:
 def held_out(interaction_id: str) -> bool:
     """Whether an interaction is kept for the gate and never trained on by PPO: one in ten, by a hash of its id."""
     return int(hashlib.sha256(interaction_id.encode()).hexdigest()[:8], 16) % HOLD_OUT_ONE_IN == 0
+
+
+def _named(signal: Signal) -> tuple[int, ...]:
+    return signal.order if isinstance(signal, Preference) else (signal.candidate,)
 
 
 def _scored(interaction: Interaction) -> bool:

@@ -1,4 +1,7 @@
-"""The decoupled, clipped policy objective: pure. Every tensor is over the P tokens of one optimizer batch, log-probs in nats."""
+"""The decoupled, clipped policy objective: pure. Every tensor is over the P tokens of one row, log-probs in nats.
+
+Rows of one optimizer batch are added up (`Sums`), so that a batch never has to be held in memory at once.
+"""
 
 from dataclasses import dataclass
 
@@ -9,14 +12,42 @@ DUAL_CLIP = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyLoss:
-    """A loss to go down, with the figures that say how it went (no gradients)."""
+class Sums:
+    """Figures of some tokens, added up; `+` joins two rows and `means` says how it went."""
 
-    loss: torch.Tensor
-    approx_kl: float
-    clipfrac: float
-    importance_weight: float
-    ess: float
+    tokens: int = 0
+    loss: float = 0.0
+    kl: float = 0.0
+    clipped: float = 0.0
+    weight: float = 0.0
+    weight_squared: float = 0.0
+    advantage: float = 0.0
+    advantage_squared: float = 0.0
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+    @property
+    def deviation(self) -> float:
+        """Return the standard deviation of the advantages."""
+        mean = self.advantage / max(1, self.tokens)
+        return float(max(0.0, self.advantage_squared / max(1, self.tokens) - mean**2) ** 0.5)
+
+    @property
+    def ess(self) -> float:
+        """Return the effective share of the tokens that the importance weights leave, 0 to 1."""
+        return self.weight**2 / (self.tokens * self.weight_squared) if self.weight_squared > 0 else 0.0
+
+    def means(self) -> dict[str, float]:
+        """Return the figures under TRL's names, per token."""
+        count = max(1, self.tokens)
+        return {
+            "policy_loss": self.loss / count,
+            "approx_kl": self.kl / count,
+            "clipfrac": self.clipped / count,
+            "importance_weight": self.weight / count,
+            "ess": self.ess,
+        }
 
 
 def importance(prox_P: torch.Tensor, behaviour_P: torch.Tensor) -> torch.Tensor:
@@ -34,27 +65,28 @@ def policy_loss(
     *,
     clip_low: float,
     clip_high: float,
-) -> PolicyLoss:
-    """Return PPO's clipped loss around the proximal policy, weighted by its staleness (AReaL's decoupled objective).
+) -> tuple[torch.Tensor, Sums]:
+    """Return PPO's clipped loss around the proximal policy, weighted by its staleness (AReaL's decoupled objective), and its figures.
 
-    Token-mean over the whole batch, kept or not, so that a filtered answer weakens the step and does not re-scale the rest; dual clip
-    (Ye et al. 2020) bounds what a negative advantage can do.
+    Summed over the tokens: divide by those of the whole batch, kept or not, so that a filtered answer weakens the step and does not
+    re-scale the rest. The dual clip (Ye et al. 2020) bounds what a negative advantage can do.
     """
     weight_P = importance(prox_P, behaviour_P) * keep_P
-    ratio_P = (logprob_P - prox_P).exp()
+    ratio_P = (logprob_P - prox_P).clamp(-20.0, 20.0).exp()
     clipped_P = ratio_P.clamp(1.0 - clip_low, 1.0 + clip_high)
     gain_P = torch.minimum(ratio_P * advantage_P, clipped_P * advantage_P)
     gain_P = torch.where(advantage_P < 0, torch.maximum(gain_P, DUAL_CLIP * advantage_P), gain_P)
-    loss = -(weight_P * gain_P).sum() / max(1, len(gain_P))
+    loss = -(weight_P * gain_P).sum()
     with torch.no_grad():
-        log_ratio = logprob_P - prox_P
-        total = float(weight_P.sum())
-        return PolicyLoss(
-            loss=loss,
-            approx_kl=float((log_ratio.exp() - 1 - log_ratio).mean()) if len(log_ratio) else 0.0,
-            clipfrac=float((clipped_P != ratio_P).float().mean()) if len(log_ratio) else 0.0,
-            importance_weight=float(weight_P.mean()) if len(log_ratio) else 1.0,
-            ess=total**2 / (len(weight_P) * float((weight_P**2).sum())) if total > 0 else 0.0,
+        return loss, Sums(
+            tokens=len(gain_P),
+            loss=float(loss.detach()),
+            kl=float((ratio_P - 1 - ratio_P.log()).sum()),
+            clipped=float((clipped_P != ratio_P).sum()),
+            weight=float(weight_P.sum()),
+            weight_squared=float((weight_P**2).sum()),
+            advantage=float(advantage_P.sum()),
+            advantage_squared=float((advantage_P**2).sum()),
         )
 
 

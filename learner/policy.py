@@ -27,6 +27,7 @@ class Policy:
 
     def __init__(self, network: Any, model: ModelSection, base_name: str, learning_rate: float, seed: int) -> None:
         torch.manual_seed(seed)
+        self.learning_rate = learning_rate
         layers = int(network.config.num_hidden_layers)
         first = layers - max(1, round(model.lora_top_layers * layers))
         self.settings = LoraConfig(
@@ -60,16 +61,26 @@ class Policy:
         """Return prompt and answers packed for this network."""
         return pack(prompt, answers, self.weights[0].dtype)
 
-    def step(self, grad_clip: float) -> float:
-        """Apply the accumulated gradients to the masters, clear them, and return their norm before clipping."""
+    def step(self, grad_clip: float, scale: float = 1.0, share: float = 1.0) -> float:
+        """Apply `scale` x the accumulated gradients to the masters, clear them, and return their norm before clipping.
+
+        `share` is how much of the learning rate is used.
+        """
         for weight, master in zip(self.weights, self.masters, strict=True):
-            master.grad = None if weight.grad is None else weight.grad.float()
+            master.grad = None if weight.grad is None else weight.grad.float().mul_(scale)
             weight.grad = None
         norm = float(torch.nn.utils.clip_grad_norm_(self.masters, grad_clip))
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * self.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._push()
         return norm
+
+    def forget_gradients(self) -> None:
+        """Drop what was accumulated since the last step."""
+        for weight in self.weights:
+            weight.grad = None
 
     def snapshot(self) -> list[torch.Tensor]:
         """Return a copy of the master weights."""

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from attune import config as configuration
 from attune.config import Config
 from attune.errors import ConfigError
-from attune.frozen import FrozenBase, load_base
+from attune.frozen import FrozenBase, load_base, twin
 from attune.registry import Registry
 from attune.telemetry import setup_logging
 from feedback.store import Store
@@ -37,19 +37,19 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(config.learner.threads)
         if config.learner.metrics_port:
             start_http_server(config.learner.metrics_port, "127.0.0.1")
-        make_cycle(config).run(stop)
+        make_cycle(config, stop).run()
     except ConfigError as error:
         print(f"attune learner: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def make_cycle(config: Config) -> Cycle:
+def make_cycle(config: Config, stop: threading.Event) -> Cycle:
     """Return a cycle over the configured store and registry, resumed where the registry stands."""
     store = Store.open(config.store_url)
     policy_base = load_base(config.model_folder, config.model.revision)
-    base = FrozenBase(load_base(config.model_folder, config.model.revision))
+    base = FrozenBase(twin(policy_base))  # before the adapters go in
     learner = config.learner
     policy = Policy(policy_base, config.model, config.model_identity, learner.policy_lr, learner.seed)
     tokenizer = AutoTokenizer.from_pretrained(config.model_folder, revision=config.model.revision)
-    return Cycle(config, store, Registry(config.registry_folder), base, policy, tokenizer)
+    return Cycle(config, store, Registry(config.registry_folder), base, policy, tokenizer, stop)

@@ -18,6 +18,8 @@ from learner.likelihoods import NUM_NUISANCE, Batch, Index, fisher_rows, make_ba
 
 NUM_PARTICLES = 16
 STEPS = 30
+TOLERANCE_NATS = 1e-2
+JITTER = 1e-3
 NEGLIGIBLE_NATS = 10.0
 
 PROBES: Mapping[str, tuple[float, float, float, float]] = {
@@ -41,12 +43,23 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mode:
-    """The most likely weights of one probe, before its posterior is known."""
+class _Space:
+    """Where a probe is fitted: utilities f = X u with u ~ N(0, I), in as few dimensions R as there are answers or features."""
 
+    X_MR: torch.Tensor
     phi_MD: torch.Tensor
+    """Scaled features: their weights have the prior N(0, I)."""
+    by_answer: bool
+    """Whether R counts answers; else u are the weights themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Mode:
+    """The most likely coordinates of one probe, before its posterior is known."""
+
+    space: _Space
     std_D: torch.Tensor
-    w_D: torch.Tensor
+    u_R: torch.Tensor
     nuisance: torch.Tensor
     offset_U: torch.Tensor
     loss: float
@@ -66,7 +79,9 @@ def fit(judged: Judged, anchors_ND: Array, pessimism: float, seed: int) -> tuple
     """
     center_D = anchors_ND.mean(0)
     scale_D = np.maximum(anchors_ND.std(0), 1e-3)
-    plain = RewardModel(0, center_D, scale_D, np.zeros_like(center_D), np.zeros((1, len(center_D)), np.float32))
+    plain = RewardModel(0, center_D, scale_D, np.zeros_like(center_D), np.zeros((NUM_PARTICLES, len(center_D)), np.float32))
+    if not judged.signals:  # all votes were withdrawn
+        return replace(plain, anchors=_anchors(plain, anchors_ND, pessimism)), {"signals": 0.0, "answers": 0.0}
     z_MD = torch.from_numpy(plain.standardise(judged.features_MD))
     batch = make_batch(judged.signals, judged.rows, judged.edits)
     generator = torch.Generator().manual_seed(seed)
@@ -83,15 +98,22 @@ def fit(judged: Judged, anchors_ND: Array, pessimism: float, seed: int) -> tuple
     return model, report | {"signals": float(len(judged.signals)), "answers": float(len(z_MD))}
 
 
-def _prior_std(variances: Sequence[float], width: int) -> torch.Tensor:
+def _group_sizes(width: int) -> list[int]:
     group = (width - NUM_SCALARS) // 3
-    sizes = (group, group, group, NUM_SCALARS)
-    return torch.cat([torch.full((size,), (v / size) ** 0.5) for v, size in zip(variances, sizes, strict=True)])
+    return [group, group, group, NUM_SCALARS]
+
+
+def _prior_std(variances: Sequence[float], width: int) -> torch.Tensor:
+    return torch.cat([torch.full((size,), (v / size) ** 0.5) for v, size in zip(variances, _group_sizes(width), strict=True)])
 
 
 def _fits(batch: Batch, z_MD: torch.Tensor, generator: torch.Generator) -> dict[str, _Fit]:
     """Return the probes that can matter: evidence never exceeds -loss, so the hopeless are dropped before the costly part."""
-    modes = {name: _mode(batch, z_MD, _prior_std(variances, z_MD.shape[1])) for name, variances in PROBES.items()}
+    grams, width = _grams(z_MD), z_MD.shape[1]
+    modes = {}
+    for name, variances in PROBES.items():
+        std_D = _prior_std(variances, width)
+        modes[name] = _mode(batch, _space(z_MD, std_D, grams, variances), std_D)
     fits: dict[str, _Fit] = {}
     best = -float("inf")
     for name, mode in sorted(modes.items(), key=lambda item: item[1].loss):
@@ -101,45 +123,77 @@ def _fits(batch: Batch, z_MD: torch.Tensor, generator: torch.Generator) -> dict[
     return fits
 
 
-def _mode(batch: Batch, z_MD: torch.Tensor, std_D: torch.Tensor) -> _Mode:
+def _space(z_MD: torch.Tensor, std_D: torch.Tensor, grams: Sequence[torch.Tensor], variances: Sequence[float]) -> _Space:
     phi_MD = z_MD * std_D
-    w_D = torch.zeros(phi_MD.shape[1], requires_grad=True)
+    if not grams:
+        return _Space(phi_MD, phi_MD, False)
+    kernel_MM = torch.zeros_like(grams[0])
+    for gram_MM, variance in zip(grams, variances, strict=True):
+        kernel_MM.add_(gram_MM, alpha=variance)
+    kernel_MM.diagonal().add_(JITTER)
+    return _Space(torch.linalg.cholesky(kernel_MM.double()).float(), phi_MD, True)
+
+
+def _grams(z_MD: torch.Tensor) -> list[torch.Tensor]:
+    """Return each feature group's share of the answers' covariance, for all probes; none where weights are fewer than answers."""
+    if len(z_MD) >= z_MD.shape[1]:
+        return []
+    parts = torch.split(z_MD, _group_sizes(z_MD.shape[1]), dim=1)
+    return [part @ part.t() / part.shape[1] for part in parts]
+
+
+def _to_weights(space: _Space, u_KR: torch.Tensor, prior_KD: torch.Tensor, noise_KM: torch.Tensor) -> torch.Tensor:
+    """Return weights (K x D, prior N(0, I)) whose utilities are X u; what the answers leave open comes from `prior_KD` (zeros: the mean).
+
+    Where R counts answers this is Matheron's rule: a draw from the prior, moved to agree with the utilities.
+    """
+    if not space.by_answer:
+        return u_KR
+    drawn_KM = prior_KD @ space.phi_MD.t() + JITTER**0.5 * noise_KM
+    drawn_KR = torch.linalg.solve_triangular(space.X_MR, drawn_KM.t(), upper=False).t()
+    pull_MK = torch.linalg.solve_triangular(space.X_MR.t(), (u_KR - drawn_KR).t(), upper=True)
+    weights_KD: torch.Tensor = prior_KD + pull_MK.t() @ space.phi_MD
+    return weights_KD
+
+
+def _mode(batch: Batch, space: _Space, std_D: torch.Tensor) -> _Mode:
+    u_R = torch.zeros(space.X_MR.shape[1], requires_grad=True)
     nuisance = torch.zeros(NUM_NUISANCE, requires_grad=True)
     offset_U = torch.zeros(batch.num_users, requires_grad=True)
-    parameters = [w_D, nuisance, offset_U]
-    optimizer = torch.optim.LBFGS(parameters, max_iter=STEPS, history_size=8, line_search_fn="strong_wolfe", tolerance_grad=1e-3)
+    parameters = [u_R, nuisance, offset_U]
+    optimizer = torch.optim.LBFGS(
+        parameters, max_iter=STEPS, history_size=8, line_search_fn="strong_wolfe", tolerance_grad=1e-3, tolerance_change=TOLERANCE_NATS
+    )
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = nll(batch, phi_MD @ w_D, nuisance, offset_U) + 0.5 * (w_D**2).sum()
+        loss = nll(batch, space.X_MR @ u_R, nuisance, offset_U) + 0.5 * (u_R**2).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     loss = float(closure().detach())
-    return _Mode(phi_MD, std_D, w_D.detach(), nuisance.detach(), offset_U.detach(), loss)
+    return _Mode(space, std_D, u_R.detach(), nuisance.detach(), offset_U.detach(), loss)
 
 
 def _laplace(batch: Batch, mode: _Mode, generator: torch.Generator) -> _Fit:
-    rows_AD = fisher_rows(batch, mode.phi_MD, mode.phi_MD @ mode.w_D, mode.nuisance, mode.offset_U)
-    noise_KD, half_logdet = _posterior(rows_AD, generator)
-    return _Fit(mode.w_D * mode.std_D, (mode.w_D + noise_KD) * mode.std_D, -mode.loss - half_logdet)
-
-
-def _posterior(rows_AD: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, float]:
-    """Return samples of N(0, (I + A'A)^-1) and half the log-determinant of I + A'A, on whichever side is smaller."""
-    count, width = rows_AD.shape
+    space, width = mode.space, len(mode.std_D)
+    rows_AR = fisher_rows(batch, space.X_MR, space.X_MR @ mode.u_R, mode.nuisance, mode.offset_U)
+    noise_KR, half_logdet = _posterior(rows_AR, generator)
     prior_KD = torch.randn(NUM_PARTICLES, width, generator=generator)
-    noise_KA = torch.randn(NUM_PARTICLES, count, generator=generator)
-    pull_KD = prior_KD + noise_KA @ rows_AD
-    if count <= width:
-        chol = torch.linalg.cholesky(torch.eye(count) + rows_AD @ rows_AD.t())
-        inner_AK = torch.cholesky_solve(rows_AD @ pull_KD.t(), chol)
-        samples_KD = pull_KD - inner_AK.t() @ rows_AD
-    else:
-        chol = torch.linalg.cholesky(torch.eye(width) + rows_AD.t() @ rows_AD)
-        samples_KD = torch.cholesky_solve(pull_KD.t(), chol).t()
-    return samples_KD, float(chol.diagonal().log().sum())
+    jitter_KM = torch.randn(NUM_PARTICLES, len(space.X_MR), generator=generator)
+    samples_KD = _to_weights(space, mode.u_R + noise_KR, prior_KD, jitter_KM)
+    (mean_D,) = _to_weights(space, mode.u_R[None], torch.zeros(1, width), torch.zeros(1, len(space.X_MR)))
+    return _Fit(mean_D * mode.std_D, samples_KD * mode.std_D, -mode.loss - half_logdet)
+
+
+def _posterior(rows_AR: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, float]:
+    """Return samples (K x R) of N(0, (I + A'A)^-1) and half the log-determinant of I + A'A."""
+    width = rows_AR.shape[1]
+    chol_RR = torch.linalg.cholesky(torch.eye(width) + rows_AR.t() @ rows_AR)
+    noise_RK = torch.randn(width, NUM_PARTICLES, generator=generator)
+    samples_RK = torch.linalg.solve_triangular(chol_RR.t(), noise_RK, upper=True)
+    return samples_RK.t(), float(chol_RR.diagonal().log().sum())
 
 
 def _anchors(model: RewardModel, anchors_ND: Array, pessimism: float) -> Anchors:

@@ -46,6 +46,14 @@ def caller(request: Request) -> Caller:
     return found
 
 
+def operator(request: Request) -> Caller:
+    """Return who is calling; raises a 401 without a key or session, and a 403 for the page: moving versions takes the key."""
+    found = caller(request)
+    if found.by != "key":
+        raise RequestError("This needs the API key.", status=403, code="key_required")
+    return found
+
+
 def is_local(request: Request) -> bool:
     """Whether both ends are this machine: the peer's address and the host name that the browser asked for (DNS rebinding)."""
     host = (request.url.hostname or "").lower()
@@ -72,4 +80,5 @@ def _same_origin(request: Request) -> bool:
 
 
 Known = Annotated[Caller, Depends(caller)]
+Operator = Annotated[Caller, Depends(operator)]
 Anyone = Annotated[Caller | None, Depends(caller_or_none)]

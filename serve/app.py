@@ -1,7 +1,9 @@
 """The HTTP application: our routes and no others, one form of error, a bound on every body, a count of every request."""
 
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -11,9 +13,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from attune.errors import InvalidRecord, RequestError, Unavailable
+from attune.errors import Conflict, IllegalMove, InvalidRecord, RegistryError, RequestError, Unavailable
 from serve import metrics
-from serve.routes import chat, feedback, models, page, status
+from serve.routes import chat, feedback, models, page, status, versions
 
 log = structlog.get_logger()
 
@@ -58,13 +60,14 @@ def make_app(state: dict[str, Any]) -> FastAPI:
     app = FastAPI(title="Attune", description="An LLM server that learns from the people who use it.", docs_url=None, redoc_url=None)
     for name, value in state.items():
         setattr(app.state, name, value)
-    for routes in (chat, feedback, models, status, page):
+    for routes in (chat, feedback, models, status, versions, page):
         app.include_router(routes.router)
     app.add_middleware(BodyLimit, limit=app.state.config.serve.max_body_bytes)
     app.middleware("http")(_observe)
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(Unavailable, _unavailable)
     app.add_exception_handler(InvalidRecord, _invalid)
+    app.add_exception_handler(RegistryError, _registry_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
@@ -100,10 +103,17 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     return _answer(RequestError(str(error)))
 
 
+async def _registry_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, IllegalMove | Conflict):
+        return _answer(RequestError(str(error), status=409, code="illegal_move" if isinstance(error, IllegalMove) else "conflict"))
+    log.error("registry_failed", path=request.url.path, error=str(error))
+    return _answer(RequestError("The registry cannot be read; the server's log says why.", status=500, code="registry_error"))
+
+
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "header")]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "header", "path")]
     if first["type"] == "json_invalid":
         return _answer(RequestError("The body is not valid JSON.", code="invalid_json"))
     message = str(first["msg"]).removeprefix("Value error, ")
@@ -118,5 +128,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    log.error("request_failed", path=request.url.path, error=type(error).__name__)
+    # The places, not the message: that might quote what a person wrote.
+    places = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-4:]]
+    log.error("request_failed", path=request.url.path, error=type(error).__name__, places=places)
     return _answer(RequestError("The server failed to answer this request; its log says why.", status=500, code="internal_error"))

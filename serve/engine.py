@@ -35,6 +35,8 @@ class Engine:
 
     def __init__(self, inner: AsyncLLM, args: AsyncEngineArgs) -> None:
         self.inner, self.args = inner, args
+        self._first = inner
+        """Kept for its renderer, which the chat handlers use for good and which would be shut down with it."""
         self._next_id = 1
 
     @property
@@ -85,7 +87,7 @@ class Engine:
         old.output_processor.propagate_error(EngineDeadError())  # or requests that wait for the old core would wait for ever
         if old.output_handler is not None:
             old.output_handler.cancel()
-        # Not old.shutdown(): that would end the renderer, which the chat handlers go on using.
+        # Not old.shutdown(): that would end the renderer too.
         await asyncio.to_thread(old.engine_core.shutdown, 1.0)
         self.args.seed += 1  # or the new core would repeat the samples of the old one
         # In a thread that stays: the core is told to die with the very thread that forked it, and asyncio keeps its threads.

@@ -15,9 +15,10 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from attune.config import Config
-from attune.errors import RequestError
+from attune.errors import RequestError, Unavailable
 from serve.engine import SERVED_NAME
 from serve.engine_proxy import EngineProxy
 
@@ -50,6 +51,8 @@ class Chat:
         try:
             request = ChatCompletionRequest.model_validate(body)
             result = await self.handler.create_chat_completion(request, None)
+        except EngineDeadError as error:
+            raise Unavailable("The engine is being restarted.") from error
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # vLLM's own wrappers show up in brackets

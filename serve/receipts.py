@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from attune.errors import RegistryError
 from attune.registry import Registry
-from attune.types import Feedback, State
+from attune.types import ArtifactKind, Feedback, State
 from feedback.views import StoredFeedback
 from serve.slot import Slots
 
@@ -46,11 +47,11 @@ def receipt(ident: str, stored: StoredFeedback | None, held: Feedback | None, re
     return data | {"status": "learned"} if data["reward_version"] is not None else data
 
 
-def _first_with(registry: Registry, kind: Any, position: int) -> int | None:
+def _first_with(registry: Registry, kind: ArtifactKind, position: int) -> int | None:
     """Return the first champion (still in the line of champions) that learned from everything up to a store position."""
     found = None
     for number in registry.champions(kind):
-        if number == 0 or registry.version(kind, number).trained_through < position:
+        if number == 0 or not _contains(registry, kind, number, position):
             break
         found = number
     return found
@@ -58,6 +59,13 @@ def _first_with(registry: Registry, kind: Any, position: int) -> int | None:
 
 def _rolled_back_with(registry: Registry, position: int) -> bool:
     return any(
-        p.kind == "policy" and p.move is State.ROLLED_BACK and registry.version("policy", p.version).trained_through >= position
-        for p in registry.log()
+        p.kind == "policy" and p.move is State.ROLLED_BACK and _contains(registry, "policy", p.version, position) for p in registry.log()
     )
+
+
+def _contains(registry: Registry, kind: ArtifactKind, number: int, position: int) -> bool:
+    """Whether a version learned from everything up to a store position; one that cannot be read teaches nobody anything."""
+    try:
+        return registry.version(kind, number).trained_through >= position
+    except RegistryError:
+        return False

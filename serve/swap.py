@@ -71,7 +71,8 @@ class Swapper:
         self.slots.suspended = False
         self.slots.retire(KEEP_LOADED)
         for old in self.slots.drained():
-            await self.engine.unload(old.adapter)
+            if old.adapter is not None:
+                await self.engine.unload(old.adapter)
 
     async def _swap_policy(self, number: int) -> None:
         started = time.perf_counter()

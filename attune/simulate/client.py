@@ -101,6 +101,24 @@ class Line:
 
         return await self._patiently("receipt", call)
 
+    async def greet(self, patience_s: float = 5.0) -> None:
+        """Return once the server has shown its status; raises `Unavailable` where none answers, `RequestError` if it refuses the key."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + patience_s
+        while True:
+            try:
+                answer = await self._http.get("/v1/attune/status")
+                if answer.status_code < 500:
+                    break
+                away = f"it answers {answer.status_code}"
+            except httpx.TransportError as error:
+                away = str(error) or type(error).__name__
+            if clock() >= until:
+                raise Unavailable(f"no Attune at {self._http.base_url} ({away}): start it with `attune up`, or name it with --url")
+            await asyncio.sleep(0.5)
+        if answer.is_error:
+            raise RequestError(f"{self._http.base_url} refused the request: {answer.text[:300]}", status=answer.status_code)
+
     async def status(self) -> dict[str, Any] | None:
         """Return the server's status at once, or None while it is away: this is for show, so it is neither repeated nor counted."""
         try:

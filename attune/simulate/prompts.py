@@ -43,7 +43,13 @@ salt|sleep|a compass|paper|a bridge|olive oil|the sun|a diary|yoga|a robot|glass
 a passport|football|a whale|a calendar|vinegar|wool|a map|the wind|a piano|cotton|a bee|a mirror|a desert|milk
 an elevator|a candle|a kite|a battery|steel|a river|cinnamon|a telescope|a fireplace
 """
-_SHORT_FORMS = ("What is {}?", "Tell me something about {}.", "Why do people like {}?", "What should I know about {}?")
+# Asked in ways that a small model now and then answers within the token limit: where nothing ever ends, brevity cannot be told.
+_SHORT_FORMS = ("Name one good thing about {}.", "Tell me a short fact about {}.")
+_CATEGORIES = """
+fruit|river|colour|painter|tree|sport|planet|flower|bird|fish|tool|board game|country in Africa|city in Asia|kind of cheese|spice
+dance|metal|vegetable|season|musical instrument|writer|mountain|dessert|insect|gemstone|language|holiday|fairy tale|scientist
+kind of pasta|piece of furniture|farm animal|breed of dog
+"""
 
 _EVENTS = """
 I just got home from work.|My sister had a baby this morning.|I am learning to bake bread.|It is raining again today.
@@ -66,7 +72,7 @@ We are having a picnic.|I bought a second-hand sofa.|I am new in this office.|I 
 My dog ate my sandwich.|I wrote my first poem.|It is my first day at school.|I miss my family.
 I fixed the leaking tap.|We saw a film yesterday.
 """
-_GREETINGS = ("{}", "Hi! {}")
+_GREETINGS = ("Hello! {}", "Guess what! {}")
 
 
 def training(taste: str) -> list[Ask]:
@@ -82,7 +88,7 @@ def held_out(taste: str) -> list[Ask]:
 def _sides(taste: str) -> tuple[list[Ask], list[Ask]]:
     match taste:
         case "short":
-            groups = [_capitals(), _about_things(), _opposites(), _small_talk()]
+            groups = [_about_things(), _name_one(), _capitals(), _small_talk(), _opposites()]
         case "correct-and-direct":
             groups = [_capitals(), _sums(), _opposites(), _young(), _following()]
         case "friendly":
@@ -103,9 +109,11 @@ def _cells(table: str) -> list[str]:
 
 
 def _about_things() -> list[list[Ask]]:
-    """Two ways of asking per thing, the ways taking turns."""
-    forms = _SHORT_FORMS
-    return [[Ask(forms[(i // 2 + k) % 4].format(thing)) for k in (0, 2)] for i, thing in enumerate(_cells(_THINGS))]
+    return [[Ask(form.format(thing)) for form in _SHORT_FORMS] for thing in _cells(_THINGS)]
+
+
+def _name_one() -> list[list[Ask]]:
+    return [[Ask(f"Name a {category}." if category[0] not in "aeiou" else f"Name an {category}.")] for category in _cells(_CATEGORIES)]
 
 
 def _small_talk() -> list[list[Ask]]:

@@ -19,6 +19,7 @@ async def simulate(plan: Plan, url: str, api_key: str, out: Path) -> dict[str, A
     """Return the result of a session; writes the votes' journal and the curve into `out`."""
     line = Line(url, api_key)
     try:
+        await line.greet()
         session = Session(plan, line, out / "votes.jsonl")
         shown = asyncio.create_task(_show(session))
         try:

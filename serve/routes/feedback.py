@@ -6,18 +6,21 @@ import json
 import time
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse
 
-from attune.errors import RequestError
+from attune.errors import RequestError, Unavailable
 from attune.events import candidates_named, encode, new_event_id
 from attune.types import Feedback, Kind, Withdrawal
+from feedback.views import StoredFeedback
 from serve import metrics
 from serve.access import Anyone, Caller, Known
 from serve.receipts import receipt
 from serve.recent import Summary
 from serve.schemas import FeedbackRequest
 
+log = structlog.get_logger()
 router = APIRouter()
 
 
@@ -28,17 +31,13 @@ async def give(
     """Store one vote durably, then acknowledge it."""
     state = request.app.state
     user = _user(body, state, caller)
-    summary = await _summary(state, body.interaction_id)
-    if summary is None and not body.token:
-        raise RequestError(
-            f"There is no interaction `{body.interaction_id}`.", status=404, param="interaction_id", code="interaction_not_found"
-        )
+    summary = await _summary(state, body)
     if summary is not None:
         _check_against(body, summary)
         user = user or summary.user
     feedback = Feedback(
         id=feedback_id(body.interaction_id, user, body.kind, body.aspect, body.choice),
-        event_id=_event_id(idempotency_key, state.secrets.key_id),
+        event_id=new_event_id() if idempotency_key is None else _event_id(state, idempotency_key, body, user),
         interaction_id=body.interaction_id,
         kind=body.kind,
         value=body.value,
@@ -57,8 +56,8 @@ async def give(
 async def show(ident: str, request: Request, caller: Known) -> JSONResponse:
     """Show how far a vote has come."""
     state = request.app.state
-    stored = await asyncio.to_thread(state.views.receipt, ident)
-    found = receipt(ident, stored, state.pending.get(ident), state.registry, state.slots)
+    held = state.pending.get(ident)
+    found = receipt(ident, await _stored(state, ident, held), held, state.registry, state.slots)
     if found is None:
         raise RequestError(f"There is no feedback `{ident}`.", status=404, param="id", code="feedback_not_found")
     return JSONResponse(found)
@@ -68,8 +67,8 @@ async def show(ident: str, request: Request, caller: Known) -> JSONResponse:
 async def withdraw(ident: str, request: Request, caller: Known) -> JSONResponse:
     """Take a vote back: what is trained from now on leaves it out."""
     state = request.app.state
-    stored = await asyncio.to_thread(state.views.receipt, ident)
     held = state.pending.get(ident)
+    stored = await _stored(state, ident, held)
     feedback = held or (stored.feedback if stored else None)
     if feedback is None:
         raise RequestError(f"There is no feedback `{ident}`.", status=404, param="id", code="feedback_not_found")
@@ -97,12 +96,36 @@ def _user(body: FeedbackRequest, state: Any, caller: Caller | None) -> str | Non
     return state.secrets.pseudonym(body.user or caller.user)  # type: ignore[no-any-return]
 
 
-async def _summary(state: Any, interaction_id: str) -> Summary | None:
-    known = state.recent.get(interaction_id)
+async def _summary(state: Any, body: FeedbackRequest) -> Summary | None:
+    """Return what the vote has to fit; None if only the token (checked before) says that there is such an interaction."""
+    known = state.recent.get(body.interaction_id)
     if known is not None:
         return known  # type: ignore[no-any-return]
-    row = await asyncio.to_thread(state.views.interaction, interaction_id)
-    return None if row is None else Summary(tuple(row.shown), row.num_candidates, row.user, row.policy_version)
+    try:
+        row = await asyncio.to_thread(state.views.interaction, body.interaction_id)
+    except Unavailable:
+        if not body.token:
+            raise
+        row = None
+    if row is not None:
+        return Summary(tuple(row.shown), row.num_candidates, row.user, row.policy_version)
+    if not body.token:
+        raise RequestError(
+            f"There is no interaction `{body.interaction_id}`.", status=404, param="interaction_id", code="interaction_not_found"
+        )
+    metrics.UNCHECKED.inc()
+    log.warning("vote_taken_on_its_token", interaction_id=body.interaction_id)
+    return None
+
+
+async def _stored(state: Any, ident: str, held: Feedback | None) -> StoredFeedback | None:
+    """Return the store's row; while the store is away, what this server holds has to do."""
+    try:
+        return await asyncio.to_thread(state.views.receipt, ident)
+    except Unavailable:
+        if held is None:
+            raise
+        return None
 
 
 def _check_against(body: FeedbackRequest, summary: Summary) -> None:
@@ -113,5 +136,6 @@ def _check_against(body: FeedbackRequest, summary: Summary) -> None:
         raise RequestError(f"this reply has choices 0 to {len(summary.shown) - 1}", param="choice")
 
 
-def _event_id(key: str | None, key_id: str) -> str:
-    return new_event_id() if key is None else hashlib.sha256(f"{key_id}:{key}".encode()).hexdigest()[:32]
+def _event_id(state: Any, key: str, body: FeedbackRequest, user: str | None) -> str:
+    content = json.dumps([body.interaction_id, user, body.kind, body.value, body.choice, body.aspect], sort_keys=True)
+    return str(state.pending.event_id(f"{state.secrets.key_id}:{key}", content))

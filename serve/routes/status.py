@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from attune.errors import RegistryError
 from attune.registry import Registry
 from attune.types import ArtifactKind
 from serve.access import Known
@@ -17,7 +18,7 @@ router = APIRouter()
 @router.get("/healthz")
 async def healthz(request: Request) -> JSONResponse:
     """Say whether this process can still do its work."""
-    dead = request.app.state.engine.dead
+    dead = request.app.state.swapper.hopeless
     return JSONResponse({"status": "engine died" if dead else "ok"}, status_code=503 if dead else 200)
 
 
@@ -25,8 +26,10 @@ async def healthz(request: Request) -> JSONResponse:
 async def readyz(request: Request) -> JSONResponse:
     """Say whether requests are answered, and by which versions."""
     state = request.app.state
-    body = {"status": "ready", "policy_version": state.slots.live, "reward_version": state.scorer.reward.version}
-    return JSONResponse(body | ({"status": "engine died"} if state.engine.dead else {}), status_code=503 if state.engine.dead else 200)
+    ready = not (state.engine.dead or state.slots.suspended)
+    body = {"status": "ready" if ready else "restarting the engine"}
+    versions = {"policy_version": state.slots.live, "reward_version": state.scorer.reward.version}
+    return JSONResponse(body | versions, status_code=200 if ready else 503)
 
 
 @router.get("/metrics")
@@ -40,7 +43,7 @@ async def status(request: Request, caller: Known) -> dict[str, Any]:
     """Show what is live, what was refused, and how far the votes have come."""
     state = request.app.state
     counts = await asyncio.to_thread(state.views.counts)
-    learned = await asyncio.to_thread(_learned, state.registry, state.views)
+    learned = await asyncio.to_thread(_learned, state)
     return {
         "base_model": state.config.model_identity,
         "policy_version": state.slots.live,
@@ -52,24 +55,29 @@ async def status(request: Request, caller: Known) -> dict[str, Any]:
     }
 
 
-def _learned(registry: Registry, views: Any) -> int:
-    champion = registry.champion("policy")
-    return int(views.learned(registry.version("policy", champion).trained_through)) if champion else 0
+def _learned(state: Any) -> int:
+    """Return how many votes the policy that answers now has learned from."""
+    live = state.slots.live
+    return int(state.views.learned(state.registry.version("policy", live).trained_through)) if live else 0
 
 
 def _versions(state: Any) -> list[dict[str, Any]]:
-    registry, kinds = state.registry, (("policy", 20), ("reward", 1))
+    registry: Registry = state.registry
+    kinds: tuple[tuple[ArtifactKind, int], ...] = (("policy", 20), ("reward", 1))
     return [_version(state, kind, n) for kind, newest in kinds for n in reversed(registry.numbers(kind)[-newest:])]
 
 
 def _version(state: Any, kind: ArtifactKind, number: int) -> dict[str, Any]:
-    version = state.registry.version(kind, number)
-    return {
+    data = {
         "kind": kind,
         "number": number,
         "state": state.registry.state(kind, number),
         "live_since": state.registry.live_since(kind, number),
-        "votes": len(version.events),
         "refused": state.swapper.refused.get((kind, number)),
-        "report": {key: value for key, value in version.report.items() if isinstance(value, int | float | str | bool)},
     }
+    try:
+        version = state.registry.version(kind, number)
+    except RegistryError as error:  # one damaged manifest must not hide all the others
+        return data | {"votes": 0, "report": {}, "refused": str(error)}
+    report = {key: value for key, value in version.report.items() if isinstance(value, int | float | str | bool)}
+    return data | {"votes": len(version.events), "report": report}

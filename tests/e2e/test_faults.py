@@ -21,7 +21,7 @@ KILLS = {6: "learner", 11: "serve", 17: "feedback"}
 
 @pytest.fixture(scope="module")
 def victim(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with started(tmp_path_factory.mktemp("victim"), demo_model) as deployment:
+    with started(tmp_path_factory.mktemp("victim"), demo_model, {"ATTUNE_LEARNER__MAX_VOTE_WAIT_S": "10"}) as deployment:
         yield deployment
 
 
@@ -60,9 +60,12 @@ async def test_every_acknowledged_vote_survives_the_kill_of_each_program(victim:
     assert sum(line.failures.values()) > 0, "the kill of serve went unnoticed: was it killed at all?"
 
     store = Store.open(f"sqlite:///{victim.home / 'store.sqlite'}")
-    stored = Counter(row.feedback.id for row in store.feedback_after(0, 10_000))
+    try:
+        stored, counts = Counter(row.feedback.id for row in store.feedback_after(0, 10_000)), store.counts()
+    finally:
+        store.close()
     assert set(session.acknowledged) <= set(stored)
     assert set(stored.values()) == {1}
     assert len(stored) == VOTES, "a vote that nobody was told of is stored beside the acknowledged ones"
-    assert store.counts().dead_letters == 0
+    assert counts.dead_letters == 0
     assert victim.status()["policy_version"] >= 1

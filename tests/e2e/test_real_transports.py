@@ -25,6 +25,7 @@ def deployed(demo_model: Path, kafka_broker: Broker, postgres_url: str, tmp_path
         "ATTUNE_BUS__BOOTSTRAP": kafka_broker.bootstrap,
         "ATTUNE_BUS__TOPIC_PREFIX": f"e2e-{uuid.uuid4().hex[:8]}",
         "ATTUNE_STORE__URL": postgres_url,
+        "ATTUNE_LEARNER__MAX_VOTE_WAIT_S": "10",
     }
     with started(tmp_path / "home", demo_model, transports) as deployment:
         yield deployment
@@ -32,35 +33,10 @@ def deployed(demo_model: Path, kafka_broker: Broker, postgres_url: str, tmp_path
 
 @pytest.mark.timeout(420)
 def test_simulated_people_teach_a_policy_through_kafka_and_postgresql(deployed: Running, postgres_url: str, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "attune.cli",
-        "simulate",
-        "--url",
-        deployed.url,
-        "--taste",
-        "short",
-        "--kinds",
-        "ranking",
-        "comparison",
-    ]
-    options = [
-        "--votes",
-        str(VOTES),
-        "--clients",
-        "3",
-        "--max-tokens",
-        "24",
-        "--judge-prompts",
-        "4",
-        "--wait-s",
-        "90",
-        "--out",
-        str(tmp_path),
-    ]
+    options = f"--taste short --kinds ranking comparison --votes {VOTES} --clients 3 --max-tokens 24 --judge-prompts 4 --wait-s 90"
+    command = [sys.executable, "-m", "attune", "simulate", "--url", deployed.url, "--out", str(tmp_path), *options.split()]
     done = subprocess.run(
-        command + options, env=os.environ | {"ATTUNE_HOME": str(deployed.home)}, cwd=tmp_path, capture_output=True, text=True, timeout=280
+        command, env=os.environ | {"ATTUNE_HOME": str(deployed.home)}, cwd=tmp_path, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout + done.stderr + deployed.logs()
     result = json.loads(done.stdout.splitlines()[-1])
@@ -70,5 +46,7 @@ def test_simulated_people_teach_a_policy_through_kafka_and_postgresql(deployed: 
     assert {row["reranked"] for row in result["judgements"]} == {False, True}
     assert Path(result["curve"]).read_bytes().startswith(b"\x89PNG")
     assert not (deployed.home / "store.sqlite").exists(), "rows went to SQLite as well"
-    tables = inspect(create_engine(postgres_url)).get_table_names()
+    engine = create_engine(postgres_url)
+    tables = inspect(engine).get_table_names()
+    engine.dispose()
     assert {"interactions", "feedback"} <= set(tables)

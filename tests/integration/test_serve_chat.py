@@ -1,7 +1,9 @@
 """The chat API on real vLLM: what an unmodified openai client sees, and what is answered to mistakes."""
 
 import json
+import time
 
+import httpx
 import openai
 import pytest
 
@@ -75,6 +77,57 @@ def test_logprobs_and_json_come_from_vllm(bench: Bench) -> None:
         assert isinstance(json.loads(shaped.choices[0].message.content or "")["a"], bool)
 
 
+def test_a_forced_tool_call_has_arguments_of_its_schema(bench: Bench) -> None:
+    parameters = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "lamp", "parameters": parameters, "strict": True}}
+    reply = ask(bench, n=16, max_tokens=200, tools=[tool], tool_choice={"type": "function", "function": {"name": "lamp"}})
+    finished = [c for c in reply.choices if c.finish_reason != "length"]  # some fill their space with blanks, which the grammar allows
+    assert finished
+    for choice in finished:
+        (call,) = choice.message.tool_calls or []
+        assert call.function.name == "lamp"
+        assert isinstance(json.loads(call.function.arguments)["on"], bool)
+
+
+def test_a_conversation_of_parts_and_a_retry_are_nothing_special(bench: Bench) -> None:
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "One. "}, {"type": "text", "text": "Two."}]},
+        {"role": "assistant", "content": "Three."},
+        {"role": "user", "content": "Four?"},
+    ]
+    body = {"messages": talk, "max_tokens": 4, "unknown_parameter": {"x": 1}, "conversation_id": "c-1", "user": "anna"}
+    with bench.http() as http:
+        replies = [http.post(CHAT, json=body, headers={"x-stainless-retry-count": str(n)}) for n in range(2)]
+    assert [r.status_code for r in replies] == [200, 200]
+    assert len({r.json()["id"] for r in replies}) == 2
+    assert replies[0].headers["x-attune-feedback-token"] == replies[0].json()["attune"]["feedback_token"]
+
+
+def test_the_largest_fan_out_is_scored_and_returned(bench: Bench) -> None:
+    told = ask(bench, n=16, max_tokens=2).model_extra["attune"]["choices"]  # type: ignore[index]
+    assert sorted(c["candidate"] for c in told) == list(range(16))
+    assert all(c["scores"] for c in told)
+
+
+def test_whoever_hangs_up_costs_nothing_more(bench: Bench) -> None:
+    def sampled() -> str:
+        return next(line for line in http.get("/metrics").text.splitlines() if line.startswith("attune_candidates_total"))
+
+    with bench.http() as http:
+        before = sampled()
+        for stream in (False, True):
+            with pytest.raises(httpx.ReadTimeout):
+                http.post(CHAT, json={"messages": HELLO, "max_tokens": 450, "n": 16, "stream": stream}, timeout=0.15)
+        deadline = time.monotonic() + 10
+        while f'attune_requests_total{{route="{CHAT}",status="499"}}' not in (text := http.get("/metrics").text):
+            assert time.monotonic() < deadline, text
+        assert sampled() == before  # what nobody waited for is no interaction, and nobody can vote on it
+        started = time.monotonic()
+        assert http.post(CHAT, json={"messages": HELLO, "max_tokens": 2}).status_code == 200
+        assert time.monotonic() - started < 5  # the engine is not busy with the requests of before
+
+
 def test_models(bench: Bench) -> None:
     with bench.client() as client:
         names = {m.id for m in client.models.list()}
@@ -106,6 +159,25 @@ MISTAKES = [
     ("POST", "/v1/load_lora_adapter", {}, 404, None),
     ("POST", "/v1/completions", {"prompt": "x"}, 404, None),
     ("GET", CHAT, None, 405, None),
+    ("POST", CHAT, {"messages": HELLO, "max_tokens": 513}, 400, "max_tokens"),
+    ("POST", CHAT, {"messages": HELLO, "top_logprobs": 21}, 400, "top_logprobs"),
+    ("POST", CHAT, {"messages": HELLO, "logit_bias": {"99999": 1}}, 400, None),
+    ("POST", CHAT, {"messages": HELLO * 300}, 400, "messages"),
+    ("POST", CHAT, {"messages": [{"role": "user", "content": "word " * 2000}]}, 400, None),
+    (
+        "POST",
+        CHAT,
+        {"messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "x"}}}},
+        400,
+        None,
+    ),
+    ("POST", CHAT, {"messages": HELLO, "model": "attune@999", "stream": True}, 404, "model"),
+    ("POST", CHAT, {"messages": HELLO, "model": "attune@x"}, 404, "model"),
+    ("POST", CHAT, {"messages": HELLO, "max_tokens": 513, "stream": True}, 400, "max_tokens"),
+    ("POST", "/v1/attune/versions/policy/0/promote", None, 409, None),
+    ("POST", "/v1/attune/versions/reward/rollback", None, 409, None),
+    ("POST", "/v1/attune/versions/policy/999/promote", None, 404, "number"),
+    ("POST", "/v1/attune/versions/other/1/promote", None, 400, "kind"),
 ]
 
 

@@ -1,10 +1,12 @@
 """Votes over HTTP: durable before they are acknowledged, changeable, revocable, and only by who may."""
 
+import json
 import time
 from typing import Any
 
 import pytest
 
+from serve.tokens import Tokens
 from tests.fixtures.engine import Bench
 
 pytestmark = pytest.mark.engine
@@ -81,16 +83,32 @@ def test_withdrawing(bench: Bench) -> None:
     receipt(bench, ident, "withdrawn")
 
 
-def test_the_same_idempotency_key_is_one_event(bench: Bench) -> None:
-    ident = answer(bench)["interaction_id"]
-    headers = {"Idempotency-Key": "k-1"}
-    first = vote(bench, ident, headers=headers)
-    receipt(bench, first.json()["id"], "stored")
-    vote(bench, ident, value=-1, headers=headers)  # the same request again, whatever it says
-    time.sleep(0.5)
+def test_a_repeated_idempotency_key_counts_once_and_a_change_of_mind_under_it_counts(bench: Bench) -> None:
+    ident, headers = answer(bench)["interaction_id"], {"Idempotency-Key": "k-1"}
+    ids = {vote(bench, ident, headers=headers).json()["id"] for _ in range(3)}
+    assert len(ids) == 1
+    first = receipt(bench, ids.pop(), "stored")
     with bench.http() as http:
-        assert http.get("/v1/attune/status").json()["store"]["dead_letters"] == 0
-    assert vote(bench, ident, headers=headers).json()["id"] == first.json()["id"]
+        before = http.get("/v1/attune/status").json()["store"]
+    vote(bench, ident, headers=headers)  # sent again because its answer was lost on the way
+    for value in (-1, 1, -1):  # the same key, and yet acknowledged: so it must count
+        assert vote(bench, ident, value=value, headers=headers).status_code == 202
+    deadline = time.monotonic() + 10
+    while (now := receipt(bench, first["id"], "stored"))["value"] != -1:
+        assert time.monotonic() < deadline, now
+    with bench.http() as http:
+        after = http.get("/v1/attune/status").json()["store"]
+    assert (after["orphans"], after["dead_letters"]) == (before["orphans"], before["dead_letters"])
+
+
+def test_a_token_is_enough_for_an_interaction_that_nobody_remembers(bench: Bench) -> None:
+    secret = json.loads((bench.config.home / "secrets.json").read_text())["token_secret"]
+    forgotten = "chatcmpl-forgotten"
+    token = Tokens(secret, 60).for_interaction(forgotten, 0, None)
+    taken = vote(bench, forgotten, key=None, token=token)
+    assert taken.status_code == 202
+    assert receipt(bench, taken.json()["id"], "received")["interaction_id"] == forgotten
+    assert vote(bench, forgotten).status_code == 404  # the key alone proves no interaction
 
 
 def test_a_token_votes_without_a_key_and_only_for_its_interaction(bench: Bench) -> None:

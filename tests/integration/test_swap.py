@@ -1,15 +1,23 @@
 """Hot swaps under requests on real vLLM: none fails, the new version answers, and no damaged adapter ever does."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
 
+from attune.frozen import NUM_SCALARS
+from attune.reward import Anchors, RewardModel
 from tests.fixtures.engine import Bench, Files
 
 pytestmark = pytest.mark.engine
@@ -95,11 +103,32 @@ def no_op(files: Files) -> Files:
     return files | {"adapter_model.safetensors": save(tensors)}
 
 
+def strange_file(files: Files) -> Files:
+    return files | {"adapter_model.bin": b"a pickle"}
+
+
+def pushed_far(files: Files) -> Files:
+    """Every number within its bound, and yet no change that training makes."""
+    tensors = {name: tensor.sign() * 10 for name, tensor in load(files["adapter_model.safetensors"]).items()}
+    return files | {"adapter_model.safetensors": save(tensors)}
+
+
+def unknown_tokens(files: Files) -> Files:
+    fingerprint = json.loads(files["fingerprint.json"])
+    fingerprint["sequences"][0]["token_ids"][0] = 1_000_000
+    return files | {"fingerprint.json": json.dumps(fingerprint).encode()}
+
+
 def no_fingerprint(files: Files) -> Files:
     return {name: data for name, data in files.items() if name != "fingerprint.json"}
 
 
-@pytest.mark.parametrize("spoil", [nan, missing, too_large, truncated, huge, high_rank, not_lora, no_op, no_fingerprint])
+DAMAGES = [
+    nan, missing, too_large, truncated, huge, high_rank, not_lora, no_op, strange_file, pushed_far, unknown_tokens, no_fingerprint,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", DAMAGES)
 def test_a_damaged_adapter_is_refused_and_the_old_one_goes_on(bench: Bench, spoil: Callable[[Files], Files]) -> None:
     before = bench.wait(lambda s: True)["policy_version"]
     snapshot = bench.policy.snapshot()
@@ -135,3 +164,132 @@ def test_rolling_back_serves_the_version_before(bench: Bench) -> None:
     bench.wait(lambda s: s["policy_version"] == version.number)
     assert bench.registry.roll_back("policy", by="test", reason="test") == before
     bench.wait(lambda s: s["policy_version"] == before)
+
+
+def rewards(width: int, **changes: np.ndarray) -> RewardModel:
+    rng = np.random.default_rng(0)
+    parts = {"center_D": np.zeros(width), "scale_D": np.ones(width), "mean_D": rng.normal(size=width), "particles_KD": np.zeros((2, width))}
+    arrays = {name: array.astype(np.float32) for name, array in (parts | changes).items()}
+    return RewardModel(1, **arrays, anchors=Anchors())
+
+
+def publish_reward(bench: Bench, model: RewardModel) -> int:
+    version = bench.registry.publish(
+        "reward", model.to_files(), parent=bench.registry.champion("reward"), base_model=bench.config.model_identity, base_revision="",
+        trained_through=0, report={},
+    )  # fmt: skip
+    bench.registry.promote("reward", version.number, by="test", reason="test")
+    return version.number
+
+
+def test_a_reward_version_ranks_and_one_that_does_not_fit_is_refused(bench: Bench) -> None:
+    width = 3 * 128 + NUM_SCALARS
+    number = publish_reward(bench, rewards(width))
+    bench.wait(lambda s: s["reward_version"] == number)
+    with bench.http() as http:
+        reply = http.post("/v1/chat/completions", json=BODY | {"n": 4}).json()["attune"]
+        off = http.post("/v1/chat/completions", json=BODY | {"n": 4, "rerank": "off"}).json()["attune"]
+    totals = [c["scores"]["total"] for c in reply["choices"]]
+    assert reply["reward_version"] == number
+    assert totals == sorted(totals, reverse=True)
+    assert len(set(totals)) == 4
+    assert {c["propensity"] for c in reply["choices"]} == {1.0}
+    assert [c["candidate"] for c in off["choices"]] == [0, 1, 2, 3]
+    for model in (rewards(width + 1), rewards(width, scale_D=np.zeros(width)), rewards(width, mean_D=np.full(width, np.nan))):
+        bad = publish_reward(bench, model)
+        status = bench.wait(lambda s, n=bad: any((r["kind"], r["number"]) == ("reward", n) for r in s["refused"]))  # type: ignore[misc]
+        assert status["reward_version"] == number
+    with bench.http() as http:
+        assert "attune_scorer_failures_total 0.0" in http.get("/metrics").text
+    while bench.registry.champion("reward"):
+        bench.registry.roll_back("reward", by="test", reason="test")
+    bench.wait(lambda s: s["reward_version"] == 0)
+
+
+def test_the_operator_promotes_and_rolls_back_over_http(bench: Bench) -> None:
+    before = bench.wait(lambda s: True)["policy_version"]
+    version = bench.publish(seed=6, promote=False)
+    with bench.http() as http:
+        path = f"/v1/attune/versions/policy/{version.number}/promote"
+        assert http.post(path).json() == {"kind": "policy", "champion": version.number}
+        assert http.post(path).status_code == 409
+        bench.wait(lambda s: s["policy_version"] == version.number)
+        assert http.post("/v1/attune/versions/policy/rollback").json() == {"kind": "policy", "champion": before}
+    bench.wait(lambda s: s["policy_version"] == before)
+
+
+def test_a_manifest_that_cannot_be_read_hides_no_other_version(bench: Bench) -> None:
+    version = bench.publish(seed=7, promote=False)
+    manifest = bench.registry.folder("policy", version.number) / "manifest.json"
+    whole = manifest.read_bytes()
+    bench.registry.version("policy", version.number)  # the publisher has read it before it was damaged
+    manifest.write_bytes(whole[:-20])
+    bench.registry.promote("policy", version.number, by="test", reason="test")
+    status = bench.wait(lambda s: any(r["number"] == version.number for r in s["refused"]))
+    shown = next(v for v in status["versions"] if (v["kind"], v["number"]) == ("policy", version.number))
+    assert "damaged" in shown["refused"]
+    manifest.write_bytes(whole)
+    bench.registry.roll_back("policy", by="test", reason="damaged")
+
+
+def core(bench: Bench) -> int:
+    """Return the process id of the engine's core: the server's child that is a fork of it (vLLM does not always rename it)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == bench.process.pid and b"multiprocessing" not in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    (pid,) = found
+    return pid
+
+
+def test_a_killed_engine_comes_back_with_the_champion(bench: Bench) -> None:
+    version = bench.publish(seed=8)
+    bench.wait(lambda s: s["policy_version"] == version.number)
+    ident = core(bench)
+    with traffic(bench) as seen:
+        time.sleep(0.5)
+        os.kill(ident, signal.SIGKILL)
+        killed = time.monotonic()
+        time.sleep(0.3)
+        with bench.http() as http:
+            while http.get("/readyz").status_code != 200:
+                assert time.monotonic() - killed < 60
+                time.sleep(0.05)
+        away_s = time.monotonic() - killed
+        time.sleep(1)
+    assert {status for status, _ in seen} <= {200, 503}
+    assert {v for status, v in seen if status == 200} == {version.number}  # never the bare model in between
+    assert seen[-1][0] == 200
+    assert away_s < 20
+    assert core(bench) != ident
+    assert bench.process.poll() is None
+    with bench.http() as http:
+        assert "attune_engine_deaths_total 1.0" in http.get("/metrics").text
+
+
+def test_a_server_that_is_killed_takes_its_engine_along_and_the_next_one_walks_down_to_a_sound_champion(
+    bench: Bench, tmp_path: Path
+) -> None:
+    sound = bench.wait(lambda s: True)["policy_version"]
+    snapshot = bench.policy.snapshot()
+    bad = [bench.publish(seed=90 + i, spoil=spoil).number for i, spoil in enumerate((nan, truncated))]
+    bench.policy.restore(snapshot)
+    bench.wait(lambda s: {r["number"] for r in s["refused"]} >= set(bad))
+    ident = core(bench)
+    bench.restart()
+    assert not Path(f"/proc/{ident}").exists()
+    with bench.http() as http:
+        reply = http.post("/v1/chat/completions", json=BODY)
+    assert reply.json()["attune"]["policy_version"] == sound  # from the first request on
+    for _ in bad:
+        bench.registry.roll_back("policy", by="test", reason="damaged")
+
+
+def test_a_second_server_on_the_port_says_so_at_once(bench: Bench) -> None:
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "serve"], env=bench.environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert str(bench.config.serve.port) in done.stderr.splitlines()[-1]
+    assert time.monotonic() - started < 15

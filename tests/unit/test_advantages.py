@@ -1,11 +1,11 @@
-"""PPO's sums against brute force, and the promises of whitening and the hinge."""
+"""PPO's sums against brute force, and the promises of the scale and the hinge."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.advantages import gae, leave_one_out, shaped, whiten
+from learner.advantages import gae, group_advantages, leave_one_out, scale, shaped
 
 NUMBERS = st.lists(st.floats(-5, 5), min_size=1, max_size=8)
 
@@ -30,15 +30,18 @@ def test_one_answer_has_no_advantage() -> None:
     assert leave_one_out(torch.tensor([3.0])).tolist() == [0.0]
 
 
-def test_whitening_is_over_all_tokens_of_the_batch() -> None:
-    flat = torch.cat(whiten([torch.tensor([1.0, 5.0]), torch.tensor([-3.0]), torch.tensor([7.0, 2.0, 0.0])]))
-    assert float(flat.mean()) == pytest.approx(0, abs=1e-6)
-    assert float(flat.std()) == pytest.approx(1, abs=1e-6)
+def test_group_advantages_equal_what_is_to_come_less_the_others_mean() -> None:
+    rewards = [torch.tensor([0.1, 0.2, 1.0]), torch.tensor([-1.0]), torch.tensor([0.5, 0.5])]
+    totals = [1.3, -1.0, 1.0]
+    for k, found in enumerate(group_advantages(rewards)):
+        others = [t for n, t in enumerate(totals) if n != k]
+        expected = [float(rewards[k][t:].sum()) - sum(others) / 2 for t in range(len(rewards[k]))]
+        assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_whitening_does_not_blow_up_noise() -> None:
-    flat = torch.cat(whiten([torch.tensor([0.001, -0.001]), torch.tensor([0.002])]))
-    assert float(flat.abs().max()) < 0.01
+def test_the_scale_does_not_blow_up_noise() -> None:
+    assert scale(2.0) == 2.0
+    assert scale(0.001) == 0.3
 
 
 def test_kl_and_terminal_reward_sum_up_within_the_budget() -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from attune import cli, demo_model
-from attune.errors import ConfigError
+from attune import cli
 from attune.registry import Registry
+from attune.types import State
 
 
 @pytest.fixture(autouse=True)
@@ -58,27 +58,23 @@ def test_versions_promote_and_roll_back(capsys: pytest.CaptureFixture[str], home
     assert "no policy version 9" in one_line(capsys)
 
 
-def test_a_model_that_is_none(capsys: pytest.CaptureFixture[str], home: Path) -> None:
-    (home / "folder").mkdir()
-    for path, said in [("./folder", "lacks config.json"), ("./nowhere", "is not a folder")]:
-        (home / "attune.toml").write_text(f"[model]\npath = '{path}'\n")
-        assert cli.main(["model", "prepare"]) == 2
-        assert said in one_line(capsys)
-    (home / "folder" / "config.json").write_text('{"architectures": ["BertModel"]}')
-    for name in ("x.safetensors", "tokenizer.json"):
-        (home / "folder" / name).write_text("")
-    with pytest.raises(ConfigError, match="not a causal language model"):
-        demo_model.check_folder(home / "folder")
+def test_versions_say_why_and_what_for(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    registry = Registry(home / "registry")
+    report = {"kl_after": 1.25, "held_out_after": -0.5}
+    for _ in range(2):
+        registry.publish("policy", {"x": b""}, parent=0, base_model="m", base_revision="", trained_through=41, report=report)
+    registry.move("policy", 1, State.REJECTED, by="gate", reason="entropy fell")
+    assert cli.main(["versions"]) == 0
+    first, second = [line for line in capsys.readouterr().out.splitlines() if "policy" in line]
+    assert "rejected" in first
+    assert "entropy fell" in first
+    assert all(part in second for part in ("published", " 41 ", "reward -0.50, KL 1.25"))
 
 
-def test_the_tiny_model_is_one(tiny_model: Path) -> None:
-    demo_model.check_folder(tiny_model)
-
-
-def test_a_prepared_model_is_prepared_once(home: Path) -> None:
-    said: list[str] = []
-    folder = home / "model"
-    folder.mkdir()
-    (folder / "prepared.json").write_text(f'{{"source_sha256": "{demo_model.GGUF_SHA256}", "files": {{}}}}')
-    demo_model.prepare(folder, said.append)
-    assert said == ["model: smollm2-135m-instruct is ready"]
+def test_a_damaged_version_is_not_promoted(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    registry = Registry(home / "registry")
+    version = registry.publish("policy", {"x": b"weights"}, parent=0, base_model="m", base_revision="", trained_through=0, report={})
+    (registry.folder("policy", version.number) / "x").write_bytes(b"weight")
+    assert cli.main(["promote", "1"]) == 1
+    assert "sha256 differs" in one_line(capsys)
+    assert registry.champion("policy") == 0

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from attune.types import Candidate, Interaction, Sampling
-from learner.evaluate import Seen, held_out_reward, step_kl
+from learner.evaluate import Seen, held_out_reward, kl_to_base, step_kl
 from learner.gate import judge
 from learner.rollout import Rollout, tied, unusable
 
 GOOD: dict[str, Any] = {
-    "kl_to_ref": 5.0, "entropy": 1.0, "held_out_before": 0.2, "held_out_after": 0.3, "empty_share": 0.0, "policy_loss": 0.1,
+    "kl_before": 4.0, "kl_after": 5.0, "entropy_before": 1.0, "entropy_after": 0.9, "held_out_before": 0.2, "held_out_after": 0.3,
+    "empty_share_before": 0.0, "empty_share_after": 0.01, "policy_loss": 0.1,
 }  # fmt: skip
 
 
@@ -25,16 +26,28 @@ def test_a_good_report_passes() -> None:
     ("change", "word"),
     [
         ({"policy_loss": math.nan}, "finite"),
-        ({"kl_to_ref": 31.0}, "KL"),
-        ({"entropy": 0.001}, "entropy"),
+        ({"kl_after": 31.0}, "KL"),
+        ({"entropy_after": 0.001}, "entropy"),
         ({"held_out_after": -0.5}, "held-out"),
-        ({"empty_share": 0.5}, "empty"),
+        ({"empty_share_after": 0.5}, "empty"),
     ],
 )
 def test_each_reason_alone_is_enough(change: dict[str, Any], word: str) -> None:
     decision = judge(GOOD | change, 30.0)
     assert not decision.promote
     assert word in " ".join(decision.reasons)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kl_before": 40.0, "kl_after": 35.0},
+        {"entropy_before": 0.005, "entropy_after": 0.01},
+        {"empty_share_before": 0.9, "empty_share_after": 0.5},
+    ],
+)
+def test_a_champion_beyond_a_limit_may_be_mended(change: dict[str, Any]) -> None:
+    assert judge(GOOD | change, 30.0).promote
 
 
 def interaction(**more: Any) -> Interaction:
@@ -69,5 +82,8 @@ def test_held_out_reward_follows_where_the_policy_went() -> None:
     moved = Seen([torch.tensor([-1.0, -4.0])], 1.0)
     assert held_out_reward([group(1.0, 0.0)], same) == pytest.approx(0.5)
     assert held_out_reward([group(1.0, 0.0)], moved) == pytest.approx(math.exp(1) / (math.exp(1) + math.exp(-2)))
+    assert kl_to_base([group(1.0, 0.0)], same) == pytest.approx(0.0)
+    expected = (math.exp(1) * 1.0 + math.exp(-2) * -2.0) / (math.exp(1) + math.exp(-2))
+    assert kl_to_base([group(1.0, 0.0)], moved) == pytest.approx(expected)
     assert step_kl([group(1.0, 0.0)], same, same) == 0.0
     assert step_kl([group(1.0, 0.0)], same, moved) > 0.5

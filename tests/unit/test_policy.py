@@ -1,13 +1,16 @@
 """The adapter: version 0 is the base, the chunked head equals the plain one with its gradient, and a state comes back whole."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from attune.config import LearnerSection, ModelSection
-from attune.frozen import Answer, FrozenBase, load_base
-from learner import ppo
+from attune.errors import Diverged
+from attune.frozen import Answer, FrozenBase, load_base, twin
+from learner import challenger, evaluate, ppo
+from learner.advantages import leave_one_out, scale
 from learner.policy import Policy
 from learner.rollout import Rollout
 
@@ -72,6 +75,101 @@ def test_an_update_raises_the_rewarded_answer(policy: Policy) -> None:
     assert after[1] < before[1]
     assert report["approx_kl"] == pytest.approx(0.0, abs=1e-6)
     assert report["kl_to_ref"] == pytest.approx(0.0, abs=1e-3)
+
+
+def test_later_steps_are_clipped_around_the_policy_before_the_first(policy: Policy) -> None:
+    policy.learning_rate = 1e-4
+    settings = LearnerSection(optimizer_steps=2, kl_beta=0.0, max_groups_per_update=2)
+    report = ppo.update(policy, [rollout(policy, (2.0, -1.0, -1.0)), rollout(policy, (2.0, -1.0, -1.0))], settings)
+    assert report["steps"] == 2
+    assert report["approx_kl"] > 0
+    assert report["clipfrac"] > 0
+
+
+def test_the_samplers_logprobs_stand_in_for_a_pass_of_our_own(policy: Policy) -> None:
+    policy.learning_rate = 1e-4
+    settings = LearnerSection(optimizer_steps=2, kl_beta=0.0, max_groups_per_update=2)
+    groups, old = [rollout(policy, (2.0, -1.0, -1.0)), rollout(policy, (0.0, -1.0, 1.0))], policy.snapshot()
+    figures = []
+    for live in (None, 0):
+        policy.restore(old)
+        policy.optimizer.state.clear()
+        figures.append(ppo.update(policy, groups, settings, live=live))
+    assert figures[0] == pytest.approx(figures[1], rel=1e-4, abs=1e-6)
+    blind = replace(groups[1], behaviour=tuple(tuple(float("nan") for _ in row) for row in groups[1].behaviour))
+    policy.restore(old)
+    assert ppo.update(policy, [groups[0], blind], settings, live=0)["policy_loss"] == pytest.approx(figures[0]["policy_loss"], abs=0.2)
+
+
+def test_steps_stop_once_the_policy_has_moved_too_far(policy: Policy) -> None:
+    policy.learning_rate = 1.0
+    settings = LearnerSection(optimizer_steps=2, kl_beta=0.0, max_groups_per_update=2)
+    first = rollout(policy, (2.0, -1.0, -1.0))
+    report = ppo.update(policy, [first, rollout(policy, (2.0, -1.0, -1.0))], settings)
+    assert report["steps"] == 1
+    assert all(weight.grad is None for weight in policy.weights)
+
+
+def test_a_smaller_update_takes_a_smaller_step(policy: Policy) -> None:
+    one, old = rollout(policy, (2.0, -1.0, -1.0)), policy.snapshot()
+    moved = []
+    for groups in (1, 16):
+        policy.restore(old)
+        policy.optimizer.state.clear()
+        ppo.update(policy, [one], LearnerSection(optimizer_steps=1, max_groups_per_update=groups))
+        moved.append(max(float((m.detach() - o).abs().max()) for m, o in zip(policy.masters, old, strict=True)))
+    assert moved[1] == pytest.approx(moved[0] / 4, rel=1e-3)
+
+
+def test_rows_one_by_one_give_the_gradient_of_the_whole_batch(policy: Policy) -> None:
+    groups = [rollout(policy, rewards) for rewards in ((2.0, -1.0, -1.0), (0.0, 1.5, 0.0))]
+    total = torch.tensor(0.0)
+    advantages, tokens = [], 0
+    for group in groups:
+        packed = policy.row(group.prompt, group.answers)
+        logprob_P, _ = policy.logprobs(packed, group.temperature)
+        reward_N = torch.tensor(group.rewards)
+        flat_P = torch.cat([torch.full((s.stop - s.start,), float(a)) for s, a in zip(packed.spans, leave_one_out(reward_N), strict=True)])
+        advantages.append(flat_P)
+        total = total - (logprob_P * flat_P).sum()
+        tokens += len(flat_P)
+    (total / tokens / scale(float(torch.cat(advantages).std(unbiased=False)))).backward()  # type: ignore[no-untyped-call]
+    expected = torch.cat([w.grad.flatten() for w in policy.weights if w.grad is not None]).norm()
+    policy.forget_gradients()
+    report = ppo.update(policy, groups, LearnerSection(optimizer_steps=1, kl_beta=0.0))
+    assert report["grad_norm"] == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_told_to_stop_in_the_middle(policy: Policy) -> None:
+    with pytest.raises(ppo.Stopped):
+        ppo.update(policy, [rollout(policy, (2.0, -1.0, -1.0))], LearnerSection(), stopping=lambda: True)
+
+
+def test_rollouts_too_old_for_the_policy_are_refused_and_leave_no_trace(policy: Policy) -> None:
+    fresh, old = rollout(policy, (2.0, -1.0, -1.0)), policy.snapshot()
+    strange = replace(fresh, behaviour=tuple(tuple(x - 3.0 for x in row) for row in fresh.behaviour))
+    with pytest.raises(Diverged, match="too old"):
+        challenger.train(policy, [strange], [], LearnerSection(), live=0, end_token=2, about={})
+    assert all(torch.equal(a, b) for a, b in zip(policy.masters, old, strict=True))
+    assert all(weight.grad is None for weight in policy.weights)
+
+
+def test_two_networks_share_one_memory(tiny_model: Path) -> None:
+    network = load_base(str(tiny_model), None, torch.float32)
+    base = FrozenBase(twin(network))
+    seen = base.look(PROMPT, [Answer(ANSWERS[0], True)], 0.7)
+    policy = Policy(network, ModelSection(), "tiny", 1e-2, 0)
+    ppo.update(policy, [rollout(policy, (1.0, 0.0, -1.0))], LearnerSection(optimizer_steps=1, policy_lr=1e-2))
+    assert base.look(PROMPT, [Answer(ANSWERS[0], True)], 0.7) == seen
+    assert base.network.get_input_embeddings().weight is policy.base.get_input_embeddings().weight
+
+
+def test_the_probability_of_saying_nothing_is_exact(policy: Policy) -> None:
+    with torch.no_grad():
+        logits_V = policy.network(torch.tensor([list(PROMPT)])).logits[0, -1] / 0.7
+    seen = evaluate.look(policy, [rollout(policy, (0.0, 0.0, 0.0))], 2)
+    assert seen.empty_share == pytest.approx(float(logits_V.softmax(-1)[2]), rel=1e-4)
+    assert seen.logprob_N[0].tolist() == pytest.approx(evaluate.look(policy, [rollout(policy, (0.0,) * 3)]).logprob_N[0].tolist(), abs=1e-4)
 
 
 def test_the_hinge_pulls_a_strayed_answer_back(policy: Policy) -> None:

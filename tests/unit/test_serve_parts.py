@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from attune.errors import AdapterError, ConfigError, RequestError
+from attune.errors import AdapterError, ConfigError, RequestError, Unavailable
 from serve import keys
 from serve.adapter import AdapterSettings, Fingerprint, FingerprintSequence, expected_shapes, judge
+from serve.pending import Pending
 from serve.rerank import choose
+from serve.scorer import rows
 from serve.slot import Policy, Slots
 from serve.tokens import Tokens
 
@@ -40,22 +44,51 @@ def test_a_leased_version_stays_while_new_requests_get_the_next() -> None:
         slots.add(Policy(2, "two"))
         slots.flip(2, 20.0)
         assert held.number == 1
-        assert slots.leased(1)
         with slots.lease() as fresh:
             assert fresh.number == 2
-    assert not slots.leased(1)
-    assert slots.numbers == [2, 1, 0]
+        slots.retire(keep=0)
+        assert slots.drained() == []  # somebody still reads from it
+        with pytest.raises(RequestError), slots.lease(1):  # but nobody new may
+            pass
+    assert slots.drained() == [held]
+    assert slots.drained() == []  # it is handed over once
+    assert slots.numbers == [2, 0]
     with pytest.raises(RequestError) as error, slots.lease(7):
         pass
     assert error.value.status == 404
 
 
-def test_surplus_is_the_oldest_and_never_live_or_base() -> None:
+def test_the_oldest_are_retired_and_never_live_or_base() -> None:
     slots = Slots()
     for number in range(1, 7):
         slots.add(Policy(number, number))
     slots.flip(2, 0.0)  # after a roll-back the live version need not be the newest
-    assert [p.number for p in slots.surplus(keep=2)] == [1, 3, 4]
+    slots.retire(keep=2)
+    assert slots.numbers == [6, 5, 2, 0]
+    assert sorted(p.number for p in slots.drained()) == [1, 3, 4]
+
+
+def test_a_version_loaded_again_is_another_one() -> None:
+    slots = Slots()
+    slots.add(Policy(1, "first"))
+    with slots.lease(1) as held:
+        slots.retire(keep=0)
+        slots.add(Policy(1, "second"))
+        slots.retire(keep=0)
+        assert slots.drained() == [Policy(1, "second")]
+    assert slots.drained() == [held]
+
+
+def test_nobody_is_let_in_while_the_engine_is_away() -> None:
+    slots = Slots()
+    slots.add(Policy(1, "one"))
+    slots.flip(1, 0.0)
+    with slots.lease():
+        slots.forget_all()  # its lease ends without a trace
+    assert slots.numbers == [0]
+    assert slots.drained() == []
+    with pytest.raises(Unavailable), slots.lease():
+        pass
 
 
 def test_the_key_is_made_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
@@ -131,3 +164,24 @@ def test_fingerprints_tell_the_new_policy_from_its_parent() -> None:
         judge(fingerprint(small, parent), [(parent + 0.2 * noise).tolist()], 0.15)
     with pytest.raises(AdapterError, match="nats"):
         judge(mark, [[float("nan")] * 120], 0.15)
+
+
+def test_an_idempotency_key_marks_repetitions_only() -> None:
+    pending = Pending(limit=2)
+    first = pending.event_id("k", "up")
+    assert pending.event_id("k", "up") == first
+    assert Pending().event_id("k", "up") == first  # after a restart as well
+    second = pending.event_id("k", "down")
+    assert second != first
+    assert pending.event_id("k", "down") == second
+    assert pending.event_id("k", "up") not in (first, second)  # up, down, up: the last word counts
+    assert pending.event_id("other", "up") not in (first, second)
+
+
+@given(st.integers(1, 50), st.lists(st.integers(0, 60), max_size=16), st.integers(1, 200))
+def test_rows_hold_every_answer_once_in_order_and_within_the_limit(prompt: int, answers: list[int], limit: int) -> None:
+    parts = rows(prompt, answers, limit)
+    assert [a for part in parts for a in answers[part]] == answers
+    for part in parts:
+        alone = len(answers[part]) <= 1
+        assert alone or prompt + sum(answers[part]) <= limit

@@ -1,6 +1,7 @@
 """`attune up`'s pieces on real processes: restart with back-off, a wrong configuration ends all, nothing is left running."""
 
 import argparse
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from attune import processes, up
+from attune import config, processes, up
 from attune.errors import ConfigError
 
 FOREVER = "import time; time.sleep(600)"
@@ -78,20 +79,62 @@ def test_stopping_leaves_nothing_not_even_grandchildren(tmp_path: Path) -> None:
     until(lambda: processes.started_at(int(grandchild.read_text())) is None)
 
 
+GRANDCHILD = (
+    "import subprocess, sys, time; "
+    "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); open(sys.argv[1], 'w').write(str(p.pid)); "
+)
+
+
+def test_what_a_crashed_program_forked_does_not_stay(tmp_path: Path) -> None:
+    notes: list[str] = []
+    watcher = up.Supervisor(
+        {"parent": [*python(GRANDCHILD + "raise SystemExit(1)"), str(tmp_path / "pid")]},
+        tmp_path / "logs", tmp_path / "run" / "children.json", os.environ, notes.append,
+    )  # fmt: skip
+    watcher.start()
+    try:
+        until(lambda: watcher.check(time.monotonic()) or bool(notes))
+        until(lambda: processes.started_at(int((tmp_path / "pid").read_text())) is None)
+    finally:
+        watcher.stop()
+
+
 def test_what_an_earlier_run_left_is_ended_and_a_stranger_is_not(tmp_path: Path) -> None:
-    memory = tmp_path / "children.json"
+    memory = tmp_path / "run" / "children.json"
     left, stranger = (subprocess.Popen(python(FOREVER), start_new_session=True) for _ in range(2))
-    processes.remember(memory, [left.pid, stranger.pid])
-    text = memory.read_text().replace(str(processes.started_at(stranger.pid)), "1", 1)
-    if processes.started_at(left.pid) != processes.started_at(stranger.pid):
-        memory.write_text(text)  # the same id, but started at another time: not ours
+    try:
+        processes.remember(memory, [left.pid, stranger.pid])
+        known = json.loads(memory.read_text())
+        known[str(stranger.pid)] += "0"  # the same id, but started at another time: not ours
+        memory.write_text(json.dumps(known))
         assert processes.end_remembered(memory) == [left.pid]
+        assert left.wait(5) == -signal.SIGTERM
         assert stranger.poll() is None
-    left.kill()
-    stranger.kill()
-    left.wait()
-    stranger.wait()
-    assert processes.end_remembered(memory) == []
+        assert processes.end_remembered(memory) == []
+    finally:
+        left.kill()
+        stranger.kill()
+        left.wait()
+        stranger.wait()
+
+
+def test_an_orphan_of_an_earlier_run_is_found_by_its_session_and_its_log(tmp_path: Path) -> None:
+    """As an engine core is, whose server was killed together with `attune up`; the same orphan with another log is nobody's."""
+    memory, pids = tmp_path / "home" / "run" / "children.json", {}
+    for name, log in {"ours": tmp_path / "home" / "logs" / "serve.log", "theirs": tmp_path / "elsewhere.log"}.items():
+        parent = processes.start([*python(GRANDCHILD + FOREVER), str(tmp_path / name)], log, os.environ)
+        until(lambda name=name: (tmp_path / name).exists() and bool((tmp_path / name).read_text()))
+        pids[name] = (parent, int((tmp_path / name).read_text()))
+    processes.remember(memory, [parent.pid for parent, _ in pids.values()])
+    for parent, _ in pids.values():
+        parent.kill()
+        parent.wait()
+    try:
+        assert processes.end_remembered(memory) == [pids["ours"][1]]
+        until(lambda: processes.started_at(pids["ours"][1]) is None)
+        assert processes.started_at(pids["theirs"][1]) is not None
+    finally:
+        os.kill(pids["theirs"][1], signal.SIGKILL)
 
 
 def test_children_follow_their_parent(tmp_path: Path) -> None:
@@ -118,7 +161,7 @@ def test_a_port_in_use_and_a_second_start_are_said_in_one_line(tmp_path: Path) -
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}.*--port"):
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}.*process {os.getpid()}.*--port"):
             up.run(options(home=tmp_path, port=port))
     with up._alone(tmp_path), pytest.raises(ConfigError, match="already running"):
         up.run(options(home=tmp_path, port=0))
@@ -132,3 +175,16 @@ def test_options_become_settings() -> None:
         "ATTUNE_STORE__URL": "postgresql://x",
         "ATTUNE_SERVE__PORT": "0",
     }
+
+
+def test_the_welcome_names_what_was_chosen(tmp_path: Path) -> None:
+    (tmp_path / "api-key").write_text("sk-attune-x\n")
+    text = up.welcome(config.load(None, {"ATTUNE_HOME": str(tmp_path), "ATTUNE_SERVE__PORT": "8123", "ATTUNE_SERVE__HOST": "0.0.0.0"}))
+    for part in (
+        "http://127.0.0.1:8123/\n",
+        "curl http://127.0.0.1:8123/v1/chat/completions",
+        "Bearer sk-attune-x",
+        f"ATTUNE_HOME={tmp_path} ",
+    ):
+        assert part in text
+    assert "simulate --taste short --votes 200 --url http://127.0.0.1:8123" in text

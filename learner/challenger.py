@@ -1,0 +1,86 @@
+"""From rollouts to a challenger: step the policy, bound the step, and gather what the gate and everybody's checks need.
+
+Leaves the judgement to `gate` and the registry to `cycle`. Whatever goes wrong, the policy stands again where it stood.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attune.config import LearnerSection
+from attune.errors import Diverged
+from learner import evaluate, ppo, publish
+from learner.policy import Policy
+from learner.rollout import Rollout
+
+MAX_HALVINGS = 3
+MAX_CHECKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Challenger:
+    """A trained candidate: what to publish, its figures, and the weights to go back to if it is refused."""
+
+    files: dict[str, bytes]
+    report: dict[str, Any]
+    before: list[torch.Tensor]
+
+
+def train(
+    policy: Policy,
+    rollouts: Sequence[Rollout],
+    held_out: Sequence[Rollout],
+    settings: LearnerSection,
+    *,
+    live: int,
+    end_token: int | None,
+    about: dict[str, Any],
+    stopping: Callable[[], bool] = lambda: False,
+) -> Challenger:
+    """Return a challenger trained on the rollouts; raises `Diverged` or `ppo.Stopped` with the policy as it was before.
+
+    `live` is the version that the policy is. `held_out` groups are looked at before and after, never trained on; while there are none,
+    some of the rollouts stand in. `about` is what the report should say besides.
+    """
+    checks = list(held_out[-MAX_CHECKS:]) or list(rollouts[:2])
+    probes = publish.fingerprint_probes(rollouts)
+    old = policy.snapshot()
+    try:
+        before = evaluate.look(policy, checks, end_token)
+        parent_logprobs = publish.probe_logprobs(policy, probes)
+        figures = ppo.update(policy, rollouts, settings, live=live, stopping=stopping)
+        after, moved = _bounded(policy, checks, end_token, before, old)
+        report = about | figures | _compared(checks, before, after) | {"step_kl": moved}
+        return Challenger(publish.files(policy, probes, parent_logprobs, report), report, old)
+    except BaseException:
+        policy.forget_gradients()
+        policy.restore(old)
+        policy.optimizer.state.clear()
+        raise
+
+
+def _bounded(
+    policy: Policy, checks: Sequence[Rollout], end_token: int | None, before: evaluate.Seen, old: list[torch.Tensor]
+) -> tuple[evaluate.Seen, float]:
+    """Return what the stepped policy thinks, having halved the step until it moved no further than allowed."""
+    for _ in range(1 + MAX_HALVINGS):
+        after = evaluate.look(policy, checks, end_token)
+        moved = evaluate.step_kl(checks, before, after)
+        if moved <= ppo.MAX_STEP_KL_NATS:
+            return after, moved
+        policy.restore(old, share=0.5)
+    raise Diverged(f"the update moved the policy by {moved:.1f} nats per answer even after halving it {MAX_HALVINGS} times")
+
+
+def _compared(checks: Sequence[Rollout], before: evaluate.Seen, after: evaluate.Seen) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for name, seen in (("before", before), ("after", after)):
+        figures |= {
+            f"held_out_{name}": evaluate.held_out_reward(checks, seen),
+            f"kl_{name}": evaluate.kl_to_base(checks, seen),
+            f"entropy_{name}": seen.entropy,
+            f"empty_share_{name}": seen.empty_share,
+        }
+    return figures
