@@ -28,7 +28,7 @@ from learner.rollout import Rollout, make_rollout, tied, unusable
 
 log = structlog.get_logger()
 
-MIN_ANCHORS = 8
+MIN_ANCHORS = 4
 
 
 class Cycle:
