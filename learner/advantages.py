@@ -43,11 +43,15 @@ def shaped(terminal: float, log_ratio_T: torch.Tensor, *, beta: float, budget_na
     return reward_T
 
 
-def group_advantages(rewards: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return token advantages of one request's answers: what is still to come of an answer's reward, less the others' mean return."""
+def group_advantages(rewards: Sequence[torch.Tensor], values: Sequence[torch.Tensor], lam: float) -> list[torch.Tensor]:
+    """Return token advantages of one request's answers: GAE over what the leave-one-out baseline leaves of the reward.
+
+    `values` are the critic's, of exactly that: 0 everywhere makes it the plain leave-one-out estimate.
+    """
     totals_N = torch.stack([r.sum() for r in rewards])
     baseline_N = totals_N - leave_one_out(totals_N)
-    return [gae(r, torch.zeros_like(r)) - b for r, b in zip(rewards, baseline_N, strict=True)]
+    left = [torch.cat([r[:-1], r[-1:] - b]) for r, b in zip(rewards, baseline_N, strict=True)]
+    return [gae(r, v, lam=lam) for r, v in zip(left, values, strict=True)]
 
 
 def scale(deviation: float) -> float:

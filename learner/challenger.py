@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from attune.config import LearnerSection
 from attune.errors import Diverged
 from learner import evaluate, ppo, publish
-from learner.policy import Policy
+from learner.policy import Policy, Snapshot
 from learner.rollout import Rollout
 
 MAX_HALVINGS = 3
@@ -25,7 +23,7 @@ class Challenger:
 
     files: dict[str, bytes]
     report: dict[str, Any]
-    before: list[torch.Tensor]
+    before: Snapshot
 
 
 def train(
@@ -55,14 +53,12 @@ def train(
         report = about | figures | _compared(checks, before, after) | {"step_kl": moved}
         return Challenger(publish.files(policy, probes, parent_logprobs, report), report, old)
     except BaseException:
-        policy.forget_gradients()
         policy.restore(old)
-        policy.optimizer.state.clear()
         raise
 
 
 def _bounded(
-    policy: Policy, checks: Sequence[Rollout], end_token: int | None, before: evaluate.Seen, old: list[torch.Tensor]
+    policy: Policy, checks: Sequence[Rollout], end_token: int | None, before: evaluate.Seen, old: Snapshot
 ) -> tuple[evaluate.Seen, float]:
     """Return what the stepped policy thinks, having halved the step until it moved no further than allowed."""
     for _ in range(1 + MAX_HALVINGS):
@@ -70,7 +66,7 @@ def _bounded(
         moved = evaluate.step_kl(checks, before, after)
         if moved <= ppo.MAX_STEP_KL_NATS:
             return after, moved
-        policy.restore(old, share=0.5)
+        policy.retreat(old, 0.5)
     raise Diverged(f"the update moved the policy by {moved:.1f} nats per answer even after halving it {MAX_HALVINGS} times")
 
 

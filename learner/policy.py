@@ -4,8 +4,10 @@ Adapters live in the base's bf16 and are stepped in fp32 masters. Version 0 is B
 Shapes: T tokens of a row, P predicted tokens, R rows of a chunk, H hidden width, V vocabulary.
 """
 
+import copy
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,30 @@ from safetensors.torch import load_file, save, save_file
 from attune.config import ModelSection
 from attune.frozen import HEAD_ROWS
 from attune.packing import Packed, pack
+from learner.critic import Critic
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BETAS, EPS = (0.9, 0.95), 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What one pass over a packed row gives."""
+
+    logprob_P: torch.Tensor
+    """Log-probs of the answers' tokens in nats, differentiable."""
+    entropy_P: torch.Tensor
+    hidden_PH: torch.Tensor
+    """The last layer's state that each token was predicted from, detached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that an update changes: to go back as if it had never been."""
+
+    masters: list[torch.Tensor]
+    moments: dict[Any, Any]
+    critic: dict[str, torch.Tensor]
 
 
 class Policy:
@@ -44,9 +67,15 @@ class Policy:
         self.weights = [p for p in self.network.parameters() if p.requires_grad]
         self.masters = [p.detach().float().clone().requires_grad_(True) for p in self.weights]
         self.optimizer = torch.optim.AdamW(self.masters, lr=learning_rate, betas=BETAS, eps=EPS, weight_decay=0.0)
+        self.critic = Critic(int(network.config.hidden_size))
 
     def logprobs(self, packed: Packed, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the log-probs (P) of a packed row's answers at a temperature, differentiable, and the entropies (P), not."""
+        seen = self.forward(packed, temperature)
+        return seen.logprob_P, seen.entropy_P
+
+    def forward(self, packed: Packed, temperature: float) -> Forward:
+        """Return what one pass over a packed row gives, at a temperature."""
         hidden_TH = self.base.base_model(
             input_ids=packed.input_ids_1T,
             position_ids=packed.position_ids_1T,
@@ -54,8 +83,9 @@ class Policy:
             use_cache=False,
         ).last_hidden_state[0]
         head = self.base.get_output_embeddings().weight
-        result: tuple[torch.Tensor, torch.Tensor] = _ChunkedHead.apply(hidden_TH[packed.predict_P], head, packed.target_P, temperature)
-        return result
+        hidden_PH = hidden_TH[packed.predict_P]
+        logprob_P, entropy_P = _ChunkedHead.apply(hidden_PH, head, packed.target_P, temperature)
+        return Forward(logprob_P, entropy_P, hidden_PH.detach())
 
     def row(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Packed:
         """Return prompt and answers packed for this network."""
@@ -82,14 +112,23 @@ class Policy:
         for weight in self.weights:
             weight.grad = None
 
-    def snapshot(self) -> list[torch.Tensor]:
-        """Return a copy of the master weights."""
-        return [m.detach().clone() for m in self.masters]
+    def snapshot(self) -> Snapshot:
+        """Return a copy of the master weights and of what optimizer and critic know."""
+        moments = copy.deepcopy(self.optimizer.state_dict()["state"])
+        critic = {name: tensor.clone() for name, tensor in self.critic.state().items()}
+        return Snapshot([m.detach().clone() for m in self.masters], moments, critic)
 
-    def restore(self, snapshot: Sequence[torch.Tensor], share: float = 0.0) -> None:
-        """Go back to a snapshot, keeping `share` of the way that was made since."""
+    def restore(self, snapshot: Snapshot) -> None:
+        """Be as at a snapshot, and drop gradients."""
+        self.forget_gradients()
+        self.retreat(snapshot, 0.0)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": copy.deepcopy(snapshot.moments)})
+        self.critic.take(snapshot.critic)
+
+    def retreat(self, snapshot: Snapshot, share: float) -> None:
+        """Keep only `share` of the way that the weights have made since a snapshot."""
         with torch.no_grad():
-            for master, old in zip(self.masters, snapshot, strict=True):
+            for master, old in zip(self.masters, snapshot.masters, strict=True):
                 master.copy_(old + share * (master - old))
         self._push()
 
@@ -117,8 +156,9 @@ class Policy:
         self._pull()
 
     def save_state(self, file: Path) -> None:
-        """Write masters and optimizer moments, to be found whole or not at all."""
+        """Write masters, optimizer moments and critic, to be found whole or not at all."""
         tensors = {f"master.{i}": m.detach() for i, m in enumerate(self.masters)}
+        tensors |= {f"critic.{name}": tensor for name, tensor in self.critic.state().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{name}.{i}": value for name, value in state.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +167,7 @@ class Policy:
         aside.replace(file)
 
     def load_state(self, file: Path) -> None:
-        """Take masters and moments as `save_state` wrote them."""
+        """Take masters, moments and critic as `save_state` wrote them."""
         tensors = load_file(file)
         with torch.no_grad():
             for i, master in enumerate(self.masters):
@@ -135,6 +175,7 @@ class Policy:
         names = ("step", "exp_avg", "exp_avg_sq")
         found = {i: {n: tensors[f"{n}.{i}"] for n in names} for i in range(len(self.masters)) if f"step.{i}" in tensors}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": found})
+        self.critic.take({name.removeprefix("critic."): tensor for name, tensor in tensors.items() if name.startswith("critic.")})
         self._push()
 
     def _push(self) -> None:
@@ -147,6 +188,7 @@ class Policy:
             for weight, master in zip(self.weights, self.masters, strict=True):
                 master.copy_(weight)
         self.optimizer.state.clear()
+        self.critic.forget()
 
 
 class _ChunkedHead(torch.autograd.Function):

@@ -1,10 +1,10 @@
 """THE update: rollouts in, a stepped adapter and its figures out.
 
-PPO on all candidates of served requests: leave-one-out baseline, k1 KL to the base in the reward with a hinge on each answer's budget,
-one scale for the advantages of an optimizer batch, decoupled clipping with truncated importance weights. Left out: a critic (the
-baseline of the same request's other candidates needs none) and GAE's lambda (1, since there are no values to bootstrap from).
-Each request is one packed row, and each row's gradient is made before the next row is read: memory is that of one request.
-Shapes: P tokens of one row.
+PPO on all candidates of served requests: leave-one-out baseline, a critic on what that leaves once it can tell, GAE, k1 KL to the base in
+the reward with a hinge on each answer's budget, one scale for the advantages of an optimizer batch, decoupled clipping with truncated
+importance weights. Left out: a value network of its own (the critic reads the policy's hidden states), and a reference forward (serve
+made it). Each request is one packed row, and each row's gradient is made before the next row is read: memory is that of one request.
+Shapes: P tokens of one row, F features of the critic.
 """
 
 import math
@@ -15,14 +15,17 @@ import torch
 
 from attune.config import LearnerSection
 from attune.errors import Diverged
+from attune.packing import Packed
 from learner.advantages import group_advantages, scale, shaped
 from learner.losses import Sums, policy_loss, sequence_kept
-from learner.policy import Policy
+from learner.policy import Forward, Policy
 from learner.rollout import Rollout
 
 MAX_STEP_KL_NATS = 3.0
 """How far one update may move the policy, in nats per answer: steps that follow are left out beyond it."""
 MIN_ESS = 0.5
+GAE_LAMBDA = 0.95
+"""Once the critic is trusted; 1 before."""
 
 
 class Stopped(Exception):
@@ -30,13 +33,17 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """What one rollout's forward and backward pass came to."""
+class _Plan:
+    """What the first forward pass over a rollout settled for every pass that follows."""
 
-    sums: Sums
+    prox_P: torch.Tensor
+    advantage_P: torch.Tensor
+    keep_P: torch.Tensor
+    feature_PF: torch.Tensor
+    return_P: torch.Tensor
+    """What was still to come of the answer, less its baseline: what the critic learns."""
     kl_nats: float
     entropy: float
-    kept: float
 
 
 def update(
@@ -49,32 +56,43 @@ def update(
 ) -> dict[str, float]:
     """Take the optimizer steps of one update and return its figures; raises `Diverged` or `Stopped` and leaves clean-up to the caller.
 
-    Each rollout is used once: the batch is split into `optimizer_steps` parts, and later parts are clipped around the policy as it was
-    before the first step. For answers of the `live` version, which this policy is, the sampler's own log-probs say what that was; for
-    others it costs a forward pass. A smaller update takes smaller steps, since Adam's do not shrink with the evidence.
+    The batch is split into `optimizer_steps` parts, and later parts are clipped around the policy as it was before the first step. For
+    answers of the `live` version, which this policy is, the sampler's own log-probs say what that was; for others it costs a forward
+    pass. A smaller update takes smaller steps, since Adam's do not shrink with the evidence.
     """
     steps = min(settings.optimizer_steps, len(rollouts))
-    parts = [rollouts[part::steps] for part in range(steps)]
+    parts = [range(part, len(rollouts), steps) for part in range(steps)]
     share = min(1.0, len(rollouts) / settings.max_groups_per_update) ** 0.5
-    prox = {id(rollout): _before(policy, rollout, live, stopping) for part in parts[1:] for rollout in part}
-    everything, rows, norms = Sums(), list[_Row](), list[float]()
-    for part in parts:
-        tokens = sum(len(answer) for rollout in part for answer in rollout.answers)
-        made = [_backward(policy, rollout, prox.get(id(rollout)), tokens, settings, stopping) for rollout in part]
-        sums = sum((row.sums for row in made), Sums())
-        moved = sums.kl / max(1, sum(len(rollout.answers) for rollout in part))
-        everything, rows = everything + sums, rows + made
-        if not math.isfinite(sums.loss):
-            raise Diverged("the policy loss is not finite")
-        if sums.ess < MIN_ESS:
-            raise Diverged(f"the effective sample size fell to {sums.ess:.2f}: the rollouts are too old for this policy")
-        if moved > MAX_STEP_KL_NATS:
+    prox = {i: _before(policy, rollouts[i], live, stopping) for part in parts[1:] for i in part}
+    plans: dict[int, _Plan] = {}
+    everything, norms = Sums(), list[float]()
+    for part in parts * settings.ppo_epochs:
+        tokens = sum(len(answer) for i in part for answer in rollouts[i].answers)
+        sums = Sums()
+        for i in part:
+            if stopping():
+                raise Stopped
+            plans[i], row = _backward(policy, rollouts[i], plans.get(i), prox.get(i), tokens, settings)
+            sums = sums + row
+        everything = everything + sums
+        _check(sums)
+        if sums.kl / max(1, sum(len(rollouts[i].answers) for i in part)) > MAX_STEP_KL_NATS:
             policy.forget_gradients()
             break
         norms.append(policy.step(settings.grad_clip, 1.0 / scale(sums.deviation), share))
         if not math.isfinite(norms[-1]):
             raise Diverged("the gradient is not finite")
-    return everything.means() | _figures(rollouts, rows, everything.tokens) | {"grad_norm": norms[-1], "steps": float(len(norms))}
+    learned = policy.critic.learn(
+        torch.cat([plan.feature_PF for plan in plans.values()]), torch.cat([plan.return_P for plan in plans.values()])
+    )
+    return everything.means() | learned | _figures(rollouts, plans) | {"grad_norm": norms[-1], "steps": float(len(norms))}
+
+
+def _check(sums: Sums) -> None:
+    if not math.isfinite(sums.loss):
+        raise Diverged("the policy loss is not finite")
+    if sums.ess < MIN_ESS:
+        raise Diverged(f"the effective sample size fell to {sums.ess:.2f}: the rollouts are too old for this policy")
 
 
 def _before(policy: Policy, rollout: Rollout, live: int | None, stopping: Callable[[], bool]) -> torch.Tensor:
@@ -88,34 +106,52 @@ def _before(policy: Policy, rollout: Rollout, live: int | None, stopping: Callab
 
 
 def _backward(
-    policy: Policy, rollout: Rollout, prox_P: torch.Tensor | None, tokens: int, settings: LearnerSection, stopping: Callable[[], bool]
-) -> _Row:
+    policy: Policy, rollout: Rollout, plan: _Plan | None, prox_P: torch.Tensor | None, tokens: int, settings: LearnerSection
+) -> tuple[_Plan, Sums]:
     """Add one rollout's gradient to the policy's, for a loss that is the mean over `tokens` of an unscaled advantage."""
-    if stopping():
-        raise Stopped
     packed = policy.row(rollout.prompt, rollout.answers)
-    logprob_P, entropy_P = policy.logprobs(packed, rollout.temperature)
-    prox_P = logprob_P.detach() if prox_P is None else torch.where(prox_P.isfinite(), prox_P, logprob_P.detach())
+    seen = policy.forward(packed, rollout.temperature)
+    plan = plan or _plan(policy, rollout, packed, seen, prox_P, settings)
+    loss, sums = policy_loss(
+        seen.logprob_P, plan.prox_P, torch.tensor([x for row in rollout.behaviour for x in row]), plan.advantage_P, plan.keep_P,
+        clip_low=settings.clip_low, clip_high=settings.clip_high,
+    )  # fmt: skip
+    (loss / tokens).backward()  # type: ignore[no-untyped-call]
+    return plan, sums
+
+
+def _plan(policy: Policy, rollout: Rollout, packed: Packed, seen: Forward, prox_P: torch.Tensor | None, settings: LearnerSection) -> _Plan:
+    logprob_P, critic = seen.logprob_P.detach(), policy.critic
+    prox_P = logprob_P if prox_P is None else torch.where(prox_P.isfinite(), prox_P, logprob_P)
     behaviour_P = torch.tensor([x for row in rollout.behaviour for x in row])
     ratio_P = prox_P - torch.tensor([x for row in rollout.reference for x in row])
     rewards = [
         shaped(reward, ratio_P[span], beta=settings.kl_beta, budget_nats=settings.kl_budget_nats, hinge=settings.kl_hinge)
         for reward, span in zip(rollout.rewards, packed.spans, strict=True)
     ]
-    keep_P = torch.cat([torch.full((s.stop - s.start,), float(sequence_kept(prox_P[s], behaviour_P[s]))) for s in packed.spans])
-    loss, sums = policy_loss(
-        logprob_P, prox_P, behaviour_P, torch.cat(group_advantages(rewards)), keep_P,
-        clip_low=settings.clip_low, clip_high=settings.clip_high,
-    )  # fmt: skip
-    (loss / tokens).backward()  # type: ignore[no-untyped-call]
-    return _Row(sums, float(ratio_P.sum()), float(entropy_P.sum()), float(keep_P.sum()))
+    feature_PF = critic.features(seen.hidden_PH)
+    value_P, nothing_P = critic.values(feature_PF), torch.zeros(len(logprob_P))
+    advantages = group_advantages(rewards, [value_P[span] for span in packed.spans], GAE_LAMBDA if critic.trusted else 1.0)
+    to_come = group_advantages(rewards, [nothing_P[span] for span in packed.spans], 1.0)
+    kept = [float(sequence_kept(prox_P[span], behaviour_P[span])) for span in packed.spans]
+    return _Plan(
+        prox_P=prox_P,
+        advantage_P=torch.cat(advantages),
+        keep_P=torch.cat([torch.full((s.stop - s.start,), k) for s, k in zip(packed.spans, kept, strict=True)]),
+        feature_PF=feature_PF,
+        return_P=torch.cat(to_come),
+        kl_nats=float(ratio_P.sum()),
+        entropy=float(seen.entropy_P.sum()),
+    )
 
 
-def _figures(rollouts: Sequence[Rollout], rows: Sequence[_Row], tokens: int) -> dict[str, float]:
-    answers = sum(len(rollout.answers) for rollout in rollouts[: len(rows)])
+def _figures(rollouts: Sequence[Rollout], plans: dict[int, _Plan]) -> dict[str, float]:
+    used = [rollouts[i] for i in plans]
+    answers = max(1, sum(len(rollout.answers) for rollout in used))
+    tokens = max(1, sum(len(plan.prox_P) for plan in plans.values()))
     return {
-        "kl_to_ref": sum(row.kl_nats for row in rows) / max(1, answers),
-        "entropy": sum(row.entropy for row in rows) / max(1, tokens),
-        "kept": sum(row.kept for row in rows) / max(1, tokens),
-        "score_mean": sum(sum(r.rewards) for r in rollouts) / max(1, sum(len(r.rewards) for r in rollouts)),
+        "kl_to_ref": sum(plan.kl_nats for plan in plans.values()) / answers,
+        "entropy": sum(plan.entropy for plan in plans.values()) / tokens,
+        "kept": sum(float(plan.keep_P.sum()) for plan in plans.values()) / tokens,
+        "score_mean": sum(sum(rollout.rewards) for rollout in used) / answers,
     }

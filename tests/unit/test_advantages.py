@@ -33,10 +33,19 @@ def test_one_answer_has_no_advantage() -> None:
 def test_group_advantages_equal_what_is_to_come_less_the_others_mean() -> None:
     rewards = [torch.tensor([0.1, 0.2, 1.0]), torch.tensor([-1.0]), torch.tensor([0.5, 0.5])]
     totals = [1.3, -1.0, 1.0]
-    for k, found in enumerate(group_advantages(rewards)):
+    for k, found in enumerate(group_advantages(rewards, [torch.zeros_like(r) for r in rewards], 1.0)):
         others = [t for n, t in enumerate(totals) if n != k]
         expected = [float(rewards[k][t:].sum()) - sum(others) / 2 for t in range(len(rewards[k]))]
         assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_critics_values_are_of_what_the_baseline_leaves() -> None:
+    rewards, values = [torch.tensor([0.1, 1.0]), torch.tensor([-1.0])], [torch.tensor([0.5, 0.25]), torch.tensor([0.75])]
+    lam, baselines = 0.9, [-1.0, 1.1]
+    last = 1.0 - baselines[0] - 0.25
+    first, second = group_advantages(rewards, values, lam)
+    assert first.tolist() == pytest.approx([0.1 + 0.25 - 0.5 + lam * last, last])
+    assert second.tolist() == pytest.approx([-1.0 - baselines[1] - 0.75])
 
 
 def test_the_scale_does_not_blow_up_noise() -> None:
