@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attune import config as configuration
-from attune import demo_model, up
+from attune import demo_model, report, report_page, up
 from attune.errors import ConfigError, RegistryError
 from attune.progress import Progress
 from attune.registry import Registry
@@ -61,6 +61,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     _kind(promote)
     _kind(command("rollback", "take the champion out of service; the one before serves again", _rollback))
     simulate.add_arguments(command("simulate", "let simulated people with a hidden taste chat and vote", _simulate))
+    command("report", "what was learned: a table here, and a page with plots", _report).add_argument(
+        "--out", type=Path, help="where to write the page (default: report.html in the home folder)"
+    )
     command("config", "print the effective configuration", _config)
     return parser.parse_args(argv)
 
@@ -95,7 +98,14 @@ def _versions(args: argparse.Namespace) -> int:
     return 0
 
 
-SHOWN = {"held_out_after": "reward", "kl_after": "KL", "entropy_after": "entropy", "pair_accuracy": "pairs right", "rating_auroc": "AUROC"}
+SHOWN = {
+    "held_out_after": "reward",
+    "kl_after": "KL",
+    "entropy_after": "entropy",
+    "overall_accuracy": "votes foreseen",
+    "overall_auroc": "AUROC",
+    "overall_ece": "ECE",
+}
 PIPE_WIDTH = 160
 
 
@@ -105,6 +115,20 @@ def _remark(registry: Registry, version: Version, state: State) -> str:
         return next(p.reason for p in reversed(registry.log()) if (p.kind, p.version) == (version.kind, version.number))
     figures = ((label, version.report.get(name)) for name, label in SHOWN.items())
     return ", ".join(f"{label} {value:.2f}" for label, value in figures if isinstance(value, int | float))
+
+
+def _report(args: argparse.Namespace) -> int:
+    config = configuration.load(args.config)
+    found = report.collect(Registry(config.registry_folder))
+    report.print_report(found, Console(width=None if sys.stdout.isatty() else PIPE_WIDTH))
+    file: Path = args.out or config.home / "report.html"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(report_page.page(found, report_page.results(config.home / "simulate")))
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {error.strerror}; name another place with --out") from error
+    print(f"page: {file}")
+    return 0
 
 
 def _promote(args: argparse.Namespace) -> int:

@@ -105,6 +105,12 @@ class LearnerSection(_Section):
     kl_limit_nats: Positive = 30.0
     """A version whose mean KL per sequence lies above this is not published as champion."""
     pessimism: Annotated[float, Field(ge=0.0)] = 0.5
+    debias: list[Literal["length", "format"]] = []
+    """What answers look like that must not be learned as a taste: its effect is left out of the score."""
+    vote_half_life_s: Positive = 90 * 24 * 3600.0
+    """A vote this much older than the newest counts half."""
+    max_importance: Annotated[float, Field(ge=1.0)] = 1.0
+    """Up to which 1/propensity votes on answers that were seldom shown count more; 1: they do not."""
     clip_low: Positive = 0.2
     clip_high: Positive = 0.28
     max_staleness_versions: Count = 8

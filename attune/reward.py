@@ -5,8 +5,9 @@ Linear over standardised features; a mean weight vector and K posterior particle
 """
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from attune.errors import RegistryError
+from attune.style import STYLES, style
 
 WEIGHTS, SETTINGS = "reward.safetensors", "reward.json"
 FORMAT = 1
@@ -33,6 +35,31 @@ class Anchors:
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """From utilities to probabilities: what calibrates them, and how readily people put the thumb up."""
+
+    temperature: float = 1.0
+    thumb_bias: float = 0.0
+
+    def probability(self, margin: float) -> float:
+        """Return the probability of yes, given its logit before calibration."""
+        return 1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, margin / self.temperature))))
+
+
+@dataclass(frozen=True, slots=True)
+class Debias:
+    """What length and format are worth to this version, to be left out of the score: mean and weight per style of `attune.style`."""
+
+    mean: tuple[float, ...] = (0.0,) * len(STYLES)
+    weight: tuple[float, ...] = (0.0,) * len(STYLES)
+
+    def effect(self, texts: Sequence[str]) -> Array:
+        """Return the part of every answer's utility that its looks explain."""
+        part: Array = (style(texts) - np.array(self.mean, np.float32)) @ np.array(self.weight, np.float32)
+        return part
+
+
+@dataclass(frozen=True, slots=True)
 class RewardModel:
     """One version of the reward model; 0 is the prior, to which all answers are alike."""
 
@@ -42,6 +69,8 @@ class RewardModel:
     mean_D: Array
     particles_KD: Array
     anchors: Anchors = Anchors()
+    scale: Scale = Scale()
+    debias: Debias = Debias()
 
     @classmethod
     def prior(cls, width: int) -> "RewardModel":
@@ -62,15 +91,17 @@ class RewardModel:
             width = arrays["mean_D"].shape[0]
             if any(a.shape[-1] != width for a in arrays.values()) or not all(np.isfinite(a).all() for a in arrays.values()):
                 raise ValueError("tensors have different widths or values that are not finite")
-            return cls(int(folder.name), **arrays, anchors=Anchors(**settings["anchors"]))
+            debias = Debias(**{name: tuple(map(float, values)) for name, values in settings.get("debias", {}).items()})
+            scale = Scale(**settings.get("scale", {}))
+            return cls(int(folder.name), **arrays, anchors=Anchors(**settings["anchors"]), scale=scale, debias=debias)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise RegistryError(f"{folder.name} holds no reward model: {error}") from error
 
     def to_files(self) -> dict[str, bytes]:
         """Return the files to publish."""
         tensors = {name: getattr(self, name) for name in ("center_D", "scale_D", "mean_D", "particles_KD")}
-        anchors = {name: float(getattr(self.anchors, name)) for name in ("mean", "std", "low", "high")}
-        return {WEIGHTS: save(tensors), SETTINGS: json.dumps({"format": FORMAT, "anchors": anchors}, indent=1).encode()}
+        settings = {"format": FORMAT} | {name: asdict(getattr(self, name)) for name in ("anchors", "scale", "debias")}
+        return {WEIGHTS: save(tensors), SETTINGS: json.dumps(settings, indent=1).encode()}
 
     def utility(self, features: Sequence[bytes]) -> tuple[Array, Array]:
         """Return mean and spread (standard deviation over particles) of the utility of every answer."""
@@ -85,9 +116,9 @@ class RewardModel:
         return z_ND @ self.mean_D, np.sqrt(np.mean(deviations_NK**2, axis=1))
 
     def total(self, features: Sequence[bytes], texts: Sequence[str], pessimism: float) -> Array:
-        """Return what ranks answers: mean - pessimism x spread, and an empty answer below every other."""
+        """Return what ranks answers: mean - pessimism x spread, less what is left out, and an empty answer below every other."""
         mean, spread = self.utility(features)
-        total: Array = mean - np.float32(pessimism) * spread
+        total: Array = mean - np.float32(pessimism) * spread - self.debias.effect(texts)
         empty = np.array([not text.strip() for text in texts], bool)
         if empty.any() and self.version:
             total[empty] = min(self.anchors.low, float(total.min())) - self.anchors.std

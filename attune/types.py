@@ -122,6 +122,8 @@ class Preference:
     weight: float
     source: Kind
     user: str | None
+    places: tuple[int, ...] = ()
+    """Where each of `order` stood in the reply, 0 first; those that were not shown count as shown last."""
 
 
 @dataclass(frozen=True, slots=True)

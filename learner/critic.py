@@ -33,7 +33,7 @@ class Critic:
         """Return (P, F): hidden states of unit mean square, scaled to unit length, and a bias."""
         plain_PH = hidden_PH.detach().float()
         plain_PH = plain_PH / plain_PH.pow(2).mean(1, keepdim=True).sqrt().clamp_min(1e-6)
-        return torch.cat([plain_PH, torch.ones(len(plain_PH), 1)], 1) / plain_PH.shape[1] ** 0.5
+        return torch.cat([plain_PH, torch.ones(len(plain_PH), 1)], 1).div_(plain_PH.shape[1] ** 0.5)
 
     def values(self, feature_PF: torch.Tensor) -> torch.Tensor:
         """Return the value before each token (P); zeros until the critic is trusted."""

@@ -16,7 +16,7 @@ from attune.config import Config
 from attune.errors import Diverged
 from attune.frozen import Answer, FrozenBase
 from attune.registry import Registry
-from attune.reward import RewardModel, unpack
+from attune.reward import RewardModel
 from attune.types import Demonstration, Interaction, State
 from feedback.store import Store
 from learner import challenger, gate, metrics, ppo, reward_trainer, standing
@@ -27,8 +27,6 @@ from learner.prequential import Prequential
 from learner.rollout import Rollout, make_rollout, tied, unusable
 
 log = structlog.get_logger()
-
-MIN_ANCHORS = 4
 
 
 class Cycle:
@@ -113,15 +111,19 @@ class Cycle:
         """Publish a reward version that knows every vote in force; return whether there were enough answers to do so."""
         started = time.perf_counter()
         self._look_at_edits()
-        anchors = [f for group in self.journal.anchors.values() for f in group]
-        judged = self.journal.judged_answers(self.edits)
-        if len(anchors) < MIN_ANCHORS or (not judged.signals and not self.at.reward):
+        settings, typical = self.config.learner, self.journal.typical()
+        weights = self.journal.weights(half_life_s=settings.vote_half_life_s, max_importance=settings.max_importance)
+        judged = self.journal.judged_answers(self.edits, weights)
+        if typical is None or (not judged.signals and not self.at.reward):
             return False
-        settings = self.config.learner
-        model, report = reward_trainer.fit(judged, unpack(anchors), settings.pessimism, settings.seed + self.journal.position)
-        figures = report | self.prequential.figures()
+        model, report = reward_trainer.fit(
+            judged, typical, settings.pessimism, settings.seed + self.journal.position,
+            temperature=self.prequential.temperature(), debias=settings.debias,
+        )  # fmt: skip
+        foreseen = self.prequential.figures()
+        figures = report | foreseen | {"reliability": self.prequential.reliability()}
         metrics.REWARD_FIT_SECONDS.observe(time.perf_counter() - started)
-        metrics.REWARD_ACCURACY.set(figures.get("pair_accuracy", 0.0))
+        metrics.show_quality(foreseen)
         events = tuple(self.journal.votes_after(self.at.reward_through))
         version = self.registry.publish(
             "reward", model.to_files(), parent=self.at.reward, **self._lineage(), report=figures, events=events
@@ -224,10 +226,12 @@ class Cycle:
         """Score before we learn: hold fresh votes against the version that was live when they came."""
         if not self.reward.version or not fresh:
             return
-        for signal in self.journal.signals():
-            if signal.feedback_id in fresh:
-                features = [c.features or b"" for c in self.journal.judged[signal.interaction_id].candidates]
-                self.prequential.add(signal, self.reward.utility(features)[0].tolist())
+        self._look_at_edits()
+        for signal in self.journal.signals(fresh):
+            features = [c.features or b"" for c in self.journal.judged[signal.interaction_id].candidates]
+            edit = self.edits.get(signal.feedback_id)
+            edited = None if edit is None else float(self.reward.utility([edit])[0][0])
+            self.prequential.add(signal, self.reward.utility(features)[0].tolist(), self.reward.scale, edited)
 
     def _lineage(self) -> dict[str, Any]:
         return {

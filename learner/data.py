@@ -6,7 +6,8 @@ store after a restart. Decides nothing.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,12 +15,14 @@ from attune.reward import Array, unpack
 from attune.types import Demonstration, Feedback, Interaction, Preference, Signal
 from feedback.store import Store, derive
 from learner.likelihoods import Index
-from learner.reward_trainer import Judged
+from learner.reward_trainer import Judged, Typical
+from learner.weights import Cast, weigh
 
 PAGE = 500
 MAX_VOTES = 2000
 MAX_WAITING = 256
-MAX_ANCHORS = 256
+MIN_ANCHORS, MAX_ANCHORS = 4, 256
+"""Answers below which nothing is scaled by them, and requests after which no more are taken."""
 MAX_HELD_OUT = 16
 HOLD_OUT_ONE_IN = 10
 LOOK_BACK = 2000
@@ -43,8 +46,8 @@ class Journal:
         self.waiting: OrderedDict[str, tuple[int, Interaction]] = OrderedDict()
         """Interactions that no policy update has used, by id, with their positions."""
         self.held_out: OrderedDict[str, Interaction] = OrderedDict()
-        self.anchors: OrderedDict[str, list[bytes]] = OrderedDict()
-        """Features of the first answers ever served: what is typical before anything was learned."""
+        self.anchors: OrderedDict[str, Interaction] = OrderedDict()
+        """The first requests ever answered: what is typical before anything was learned."""
 
     def refresh(self, used_through: int) -> list[tuple[int, str]]:
         """Read what is new in the store and return the votes in force that came or changed, with their positions.
@@ -69,14 +72,17 @@ class Journal:
         for ident in [ident for ident, (position, _) in self.waiting.items() if position <= through]:
             del self.waiting[ident]
 
-    def signals(self) -> list[Signal]:
-        """Return the training signals of the newest votes in force."""
-        newest = list(self.votes.values())[-MAX_VOTES:]
-        return [s for _, f in newest if (i := self.judged.get(f.interaction_id)) for s in derive(i, f)]
+    def signals(self, only: Collection[str] | None = None) -> list[Signal]:
+        """Return the training signals of the newest votes in force, or only those of the feedback ids named."""
+        newest = [f for _, f in list(self.votes.values())[-MAX_VOTES:] if only is None or f.id in only]
+        return [s for f in newest if (i := self.judged.get(f.interaction_id)) for s in derive(i, f)]
 
-    def judged_answers(self, edits: Mapping[str, bytes]) -> Judged:
-        """Return what a fit needs: the signals, and the features of every answer that they name. `edits`: features by feedback id."""
-        signals = self.signals()
+    def judged_answers(self, edits: Mapping[str, bytes], weights: Mapping[str, float]) -> Judged:
+        """Return what a fit needs: the signals, and the features of every answer that they name.
+
+        `edits` are features by feedback id, `weights` what `weights` returned.
+        """
+        signals = [replace(s, weight=s.weight * weights[s.feedback_id]) for s in self.signals()]
         features: list[bytes] = []
         rows: Index = {}
         edit_rows: dict[str, int] = {}
@@ -89,6 +95,20 @@ class Journal:
                 edit_rows[signal.feedback_id] = len(features)
                 features.append(edits[signal.feedback_id])
         return Judged(unpack(features) if features else NOTHING, rows, edit_rows, signals)
+
+    def weights(self, *, half_life_s: float, max_importance: float) -> dict[str, float]:
+        """Return by feedback id how much each of the newest votes in force counts."""
+        newest = [(f, i) for _, f in list(self.votes.values())[-MAX_VOTES:] if (i := self.judged.get(f.interaction_id))]
+        casts = [Cast(f.user, f.received_at, i.propensities[f.choice] if f.choice < len(i.propensities) else 1.0) for f, i in newest]
+        counted = weigh(casts, half_life_s=half_life_s, max_importance=max_importance)
+        return {feedback.id: weight for (feedback, _), weight in zip(newest, counted, strict=True)}
+
+    def typical(self) -> Typical | None:
+        """Return the answers that scale features and rewards; None while there are too few."""
+        candidates = [c for interaction in self.anchors.values() for c in interaction.candidates]
+        if len(candidates) < MIN_ANCHORS:
+            return None
+        return Typical(unpack([c.features or b"" for c in candidates]), [c.text for c in candidates])
 
     def votes_after(self, position: int) -> list[str]:
         """Return ids of votes in force that changed after a store position."""
@@ -117,7 +137,7 @@ class Journal:
         if not _scored(interaction):
             return
         if len(self.anchors) < MAX_ANCHORS and interaction.policy_version == 0:
-            self.anchors[interaction.id] = [c.features or b"" for c in interaction.candidates]
+            self.anchors[interaction.id] = interaction
         if held_out(interaction.id):
             self.held_out[interaction.id] = interaction
             if len(self.held_out) > MAX_HELD_OUT:

@@ -153,5 +153,6 @@ def _figures(rollouts: Sequence[Rollout], plans: dict[int, _Plan]) -> dict[str, 
         "kl_to_ref": sum(plan.kl_nats for plan in plans.values()) / answers,
         "entropy": sum(plan.entropy for plan in plans.values()) / tokens,
         "kept": sum(float(plan.keep_P.sum()) for plan in plans.values()) / tokens,
+        "length_mean": tokens / answers,
         "score_mean": sum(sum(rollout.rewards) for rollout in used) / answers,
     }

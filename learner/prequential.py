@@ -1,43 +1,92 @@
-"""Score before you learn: each vote is predicted by the version that served before it, then learned. Pure running figures."""
+"""Score before you learn: each vote is predicted by the version that served before it, then learned. Pure running figures.
+
+Every vote becomes predictions of yes or no: a pair, which of the two is better; a thumb, up or down; stars, above or below the middle
+(those are ranked, not given a probability). Figures per kind of vote and over all of them, on the newest of each.
+"""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
-from attune.types import Preference, Rating, Signal
+from attune.reward import Scale
+from attune.types import Demonstration, Kind, Preference, Rating, Signal
+from learner import statistics
 
 WINDOW = 200
+"""Newest predictions kept per kind of vote."""
+OVERALL = "overall"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What was predicted of a vote, and what it said."""
+
+    margin: float
+    """Logit of yes, before calibration."""
+    probability: float | None
+    value: float
+    """0 (no) to 1 (yes); one half says neither."""
 
 
 class Prequential:
-    """Accuracy and AUROC over the newest predicted votes."""
+    """The newest predictions, and how good they were."""
 
     def __init__(self) -> None:
-        self._pairs: deque[bool] = deque(maxlen=WINDOW)
-        self._ratings: deque[tuple[float, bool]] = deque(maxlen=WINDOW)
+        self._seen: dict[str, deque[Prediction]] = {}
 
-    def add(self, signal: Signal, utility: Sequence[float]) -> None:
-        """Hold one vote against the utilities (by candidate) that were predicted before it was learned."""
+    def add(self, signal: Signal, utility: Sequence[float], scale: Scale, edited: float | None = None) -> None:
+        """Hold one vote against the utilities (by candidate; `edited`: of the edited text) that were predicted before it was learned."""
         match signal:
             case Preference(tie=False, order=order):
-                self._pairs += [utility[a] > utility[b] for i, a in enumerate(order) for b in order[i + 1 :] if utility[a] != utility[b]]
-            case Rating(candidate=candidate, level=level, levels=levels) if 2 * level != levels - 1:
-                self._ratings.append((utility[candidate], 2 * level > levels - 1))
+                for a, b in combinations(order, 2):
+                    self._keep_pair(signal.source, utility[a] - utility[b], scale, turned=a > b)
+            case Demonstration(candidate=candidate) if edited is not None:
+                self._keep_pair(Kind.EDIT, edited - utility[candidate], scale, turned=signal.feedback_id[-1:] < "8")
+            case Rating(candidate=candidate, level=level, levels=2):
+                margin = utility[candidate] + scale.thumb_bias
+                self._keep(Kind.THUMB, Prediction(margin, scale.probability(margin), float(level)))
+            case Rating(candidate=candidate, level=level, levels=levels):
+                self._keep(signal.source, Prediction(utility[candidate], None, level / (levels - 1)))
 
     def figures(self) -> dict[str, float]:
-        """Return `pair_accuracy` and `rating_auroc` where there is enough to say."""
-        figures = {}
-        if self._pairs:
-            figures["pair_accuracy"] = sum(self._pairs) / len(self._pairs)
-        auroc = _auroc(list(self._ratings))
-        return figures if auroc is None else figures | {"rating_auroc": auroc}
+        """Return `<kind>_<figure>` with figures `accuracy`, `auroc`, `spearman`, `pearson`, `ece`, `predicted`; kinds also `overall`."""
+        everything = [p for seen in self._seen.values() for p in seen]
+        kinds: Mapping[str, Sequence[Prediction]] = {kind: list(seen) for kind, seen in self._seen.items()} | {OVERALL: everything}
+        found = {f"{kind}_{name}": value for kind, seen in kinds.items() if seen for name, value in _figures(seen).items()}
+        return {name: round(value, 4) for name, value in found.items() if value is not None}
+
+    def reliability(self) -> list[tuple[float, float, int]]:
+        """Return the calibration curve over all kinds (see `statistics.reliability`)."""
+        said = [p for seen in self._seen.values() for p in seen if p.probability is not None and p.value != 0.5]
+        return statistics.reliability(np.array([p.probability for p in said], float), np.array([p.value > 0.5 for p in said], bool))
+
+    def temperature(self) -> float:
+        """Return the divisor that calibrates the newest predictions."""
+        said = [p for seen in self._seen.values() for p in seen if p.probability is not None and p.value != 0.5]
+        return statistics.temperature([p.margin for p in said], [p.value > 0.5 for p in said])
+
+    def _keep_pair(self, kind: Kind, margin: float, scale: Scale, *, turned: bool) -> None:
+        """Keep a pair, half of them the other way round: else every answer would be yes."""
+        margin = -margin if turned else margin
+        self._keep(kind, Prediction(margin, scale.probability(margin), 0.0 if turned else 1.0))
+
+    def _keep(self, kind: Kind, prediction: Prediction) -> None:
+        self._seen.setdefault(str(kind), deque(maxlen=WINDOW)).append(prediction)
 
 
-def _auroc(scored: list[tuple[float, bool]]) -> float | None:
-    up = np.array([s for s, good in scored if good])
-    down = np.array([s for s, good in scored if not good])
-    if not len(up) or not len(down):
-        return None
-    difference = up[:, None] - down[None]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+def _figures(seen: Sequence[Prediction]) -> dict[str, float | None]:
+    margin_N, value_N = np.array([p.margin for p in seen]), np.array([p.value for p in seen])
+    decided_N = value_N != 0.5
+    said = [p for p in seen if p.probability is not None and p.value != 0.5]
+    told_N = decided_N & (margin_N != 0)
+    return {
+        "predicted": float(len(seen)),
+        "accuracy": float(((margin_N > 0) == (value_N > 0.5))[told_N].mean()) if told_N.any() else None,
+        "auroc": statistics.auroc(margin_N[decided_N], value_N[decided_N] > 0.5),
+        "spearman": statistics.spearman(margin_N, value_N),
+        "pearson": statistics.pearson(margin_N, value_N),
+        "ece": statistics.ece(np.array([p.probability for p in said], float), np.array([p.value > 0.5 for p in said])) if said else None,
+    }

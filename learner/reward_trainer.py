@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from attune.frozen import NUM_SCALARS
-from attune.reward import Anchors, Array, RewardModel
+from attune.reward import Anchors, Array, Debias, RewardModel, Scale
+from attune.style import STYLES, style
 from attune.types import Signal
-from learner.likelihoods import NUM_NUISANCE, Batch, Index, fisher_rows, make_batch, nll
+from learner.likelihoods import NUM_NUISANCE, Batch, Index, fisher_rows, make_batch, nll, thumb_bias
 
 NUM_PARTICLES = 16
 STEPS = 30
@@ -40,6 +41,14 @@ class Judged:
     rows: Index
     edits: dict[str, int]
     signals: Sequence[Signal]
+
+
+@dataclass(frozen=True, slots=True)
+class Typical:
+    """Answers that nobody chose: they centre and scale the features, and give the range of what can be earned. Shapes: N answers."""
+
+    features_ND: Array
+    texts: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +79,21 @@ class _Fit:
     weights_D: torch.Tensor
     samples_KD: torch.Tensor
     log_evidence: float
+    thumb_bias: float
 
 
-def fit(judged: Judged, anchors_ND: Array, pessimism: float, seed: int) -> tuple[RewardModel, dict[str, float]]:
+def fit(
+    judged: Judged, typical: Typical, pessimism: float, seed: int, *, temperature: float = 1.0, debias: Sequence[str] = ()
+) -> tuple[RewardModel, dict[str, float]]:
     """Return a reward model (version 0 until it is published) and its figures. Deterministic for the same input and seed.
 
-    `anchors_ND` are raw features of typical answers: they centre and scale the features, and give the range of what can be earned.
+    `temperature` calibrates its probabilities and changes nothing else; `debias` names the styles whose effect is left out of the score.
     """
-    center_D = anchors_ND.mean(0)
-    scale_D = np.maximum(anchors_ND.std(0), 1e-3)
+    center_D = typical.features_ND.mean(0)
+    scale_D = np.maximum(typical.features_ND.std(0), 1e-3)
     plain = RewardModel(0, center_D, scale_D, np.zeros_like(center_D), np.zeros((NUM_PARTICLES, len(center_D)), np.float32))
     if not judged.signals:  # all votes were withdrawn
-        return replace(plain, anchors=_anchors(plain, anchors_ND, pessimism)), {"signals": 0.0, "answers": 0.0}
+        return replace(plain, anchors=_anchors(plain, typical, pessimism)), {"signals": 0.0, "answers": 0.0}
     z_MD = torch.from_numpy(plain.standardise(judged.features_MD))
     batch = make_batch(judged.signals, judged.rows, judged.edits)
     generator = torch.Generator().manual_seed(seed)
@@ -92,10 +104,12 @@ def fit(judged: Judged, anchors_ND: Array, pessimism: float, seed: int) -> tuple
     every = list(fits.values())
     particles_KD = torch.stack([every[int(o)].samples_KD[k] for k, o in enumerate(origin)])
     assert isinstance(mean_D, torch.Tensor)
-    model = RewardModel(0, center_D, scale_D, mean_D.numpy(), particles_KD.numpy())
-    model = replace(model, anchors=_anchors(model, anchors_ND, pessimism))
-    report = {f"probe_{name}": round(float(s), 4) for name, s in zip(fits, share, strict=True)}
-    return model, report | {"signals": float(len(judged.signals)), "answers": float(len(z_MD))}
+    scale = Scale(temperature, sum(float(s) * f.thumb_bias for s, f in zip(share, fits.values(), strict=True)))
+    model = RewardModel(0, center_D, scale_D, mean_D.numpy(), particles_KD.numpy(), scale=scale)
+    model, looks = _debiased(model, typical, debias)
+    model = replace(model, anchors=_anchors(model, typical, pessimism))
+    report = {f"probe_{name}": round(float(s), 4) for name, s in zip(fits, share, strict=True)} | looks
+    return model, report | {"temperature": round(temperature, 3)} | {"signals": float(len(judged.signals)), "answers": float(len(z_MD))}
 
 
 def _group_sizes(width: int) -> list[int]:
@@ -184,7 +198,7 @@ def _laplace(batch: Batch, mode: _Mode, generator: torch.Generator) -> _Fit:
     jitter_KM = torch.randn(NUM_PARTICLES, len(space.X_MR), generator=generator)
     samples_KD = _to_weights(space, mode.u_R + noise_KR, prior_KD, jitter_KM)
     (mean_D,) = _to_weights(space, mode.u_R[None], torch.zeros(1, width), torch.zeros(1, len(space.X_MR)))
-    return _Fit(mean_D * mode.std_D, samples_KD * mode.std_D, -mode.loss - half_logdet)
+    return _Fit(mean_D * mode.std_D, samples_KD * mode.std_D, -mode.loss - half_logdet, thumb_bias(mode.nuisance))
 
 
 def _posterior(rows_AR: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, float]:
@@ -196,8 +210,27 @@ def _posterior(rows_AR: torch.Tensor, generator: torch.Generator) -> tuple[torch
     return samples_RK.t(), float(chol_RR.diagonal().log().sum())
 
 
-def _anchors(model: RewardModel, anchors_ND: Array, pessimism: float) -> Anchors:
-    mean_N, spread_N = model.judge(anchors_ND)
-    total_N = mean_N - pessimism * spread_N
+def _debiased(model: RewardModel, typical: Typical, left_out: Sequence[str]) -> tuple[RewardModel, dict[str, float]]:
+    """Return the model with the effect of the named styles left out, and how far utility goes with each style before that.
+
+    The effect is that of a least-squares fit of the utility on all styles together, over typical answers.
+    """
+    styles_NS, utility_N = style(typical.texts), model.judge(typical.features_ND)[0]
+    mean_S, centred_NS = styles_NS.mean(0), styles_NS - styles_NS.mean(0)
+    deviation_S, deviation = centred_NS.std(0), max(float(utility_N.std()), 1e-9)
+    together_S = (centred_NS * (utility_N - utility_N.mean())[:, None]).mean(0)
+    varies_S = deviation_S > 1e-6
+    correlation_S = np.where(varies_S, together_S / (np.maximum(deviation_S, 1e-6) * deviation), 0.0)
+    report = {f"correlation_with_{name}": round(float(c), 3) for name, c in zip(STYLES, correlation_S, strict=True)}
+    if not left_out:
+        return model, report
+    weight_S, *_ = np.linalg.lstsq(centred_NS, utility_N - utility_N.mean(), rcond=1e-5)
+    chosen = tuple(float(w) if name in left_out else 0.0 for name, w in zip(STYLES, weight_S, strict=True))
+    return replace(model, debias=Debias(tuple(map(float, mean_S)), chosen)), report
+
+
+def _anchors(model: RewardModel, typical: Typical, pessimism: float) -> Anchors:
+    mean_N, spread_N = model.judge(typical.features_ND)
+    total_N = mean_N - pessimism * spread_N - model.debias.effect(typical.texts)
     low, high = np.percentile(total_N, [2, 98])
     return Anchors(float(total_N.mean()), max(float(total_N.std()), 1e-3), float(low), float(high))

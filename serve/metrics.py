@@ -1,8 +1,10 @@
 """Every metric of serve, declared once; prefix `attune_`, base units, few label values."""
 
+from collections.abc import Iterable
+
 from prometheus_client import Counter, Gauge, Histogram
 
-from attune.types import Interaction
+from attune.types import Interaction, Version
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 60.0)
 
@@ -14,6 +16,15 @@ SCORER_SECONDS = Histogram("attune_scorer_seconds", "Frozen pass and scoring of 
 SCORER_FAILURES = Counter("attune_scorer_failures_total", "Requests answered without scores because the scorer failed.")
 FEEDBACK = Counter("attune_feedback_received_total", "Votes acknowledged, by kind.", ["kind"])
 WITHDRAWALS = Counter("attune_withdrawals_received_total", "Withdrawals acknowledged.")
+MINUTES = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0)
+
+VOTE_SECONDS = Histogram(
+    "attune_vote_to_live_seconds", "From a vote's receipt to its first live version, by kind.", ["kind"], buckets=MINUTES
+)
+REWARD_QUALITY = Gauge(
+    "attune_reward_quality", "How well votes were foretold before they were learned, by kind of vote.", ["kind", "figure"]
+)
+POLICY_FIGURE = Gauge("attune_policy_figure", "The live policy's report, under TRL's names.", ["figure"])
 POLICY_VERSION = Gauge("attune_policy_version", "Policy version that new requests get.")
 REWARD_VERSION = Gauge("attune_reward_version", "Reward version that ranks candidates.")
 SWAPS = Counter("attune_swaps_total", "Versions made live, by kind.", ["kind"])
@@ -28,3 +39,18 @@ def observe(interaction: Interaction) -> None:
     """Count one answered request."""
     CANDIDATES.inc(len(interaction.candidates))
     TOKENS.inc(sum(len(c.token_ids) for c in interaction.candidates))
+
+
+QUALITY = frozenset({"accuracy", "auroc", "spearman", "pearson", "ece", "predicted"})
+
+
+def live(version: Version, received_at: Iterable[float], now: float) -> None:
+    """Show the report of a version that has just gone live, and how long its votes took to get there."""
+    for at in received_at:
+        VOTE_SECONDS.labels(version.kind).observe(max(0.0, now - at))
+    for name, value in version.report.items():
+        kind, _, figure = name.partition("_")
+        if isinstance(value, int | float) and version.kind == "policy":
+            POLICY_FIGURE.labels(name).set(value)
+        elif isinstance(value, int | float) and figure in QUALITY:
+            REWARD_QUALITY.labels(kind, figure).set(value)

@@ -9,11 +9,13 @@ import structlog
 import uvicorn
 
 from attune.config import Config
+from attune.errors import RegistryError, Unavailable
 from attune.prompt import prompt_version
 from attune.registry import Registry
+from attune.types import ArtifactKind
 from feedback.bus import Outbox
 from feedback.views import Views
-from serve import adapter
+from serve import adapter, metrics
 from serve import engine as vllm_engine
 from serve.answer import Answerer
 from serve.app import make_app
@@ -42,7 +44,7 @@ async def run(config: Config, secrets: Secrets, registry: Registry, listener: so
     slots, recent = Slots(), RecentInteractions()
     folder = await asyncio.to_thread(vllm_engine.weights_folder, config)
     shapes = await asyncio.to_thread(adapter.base_shapes, folder)
-    swapper = Swapper(config, registry, engine, slots, scorer, shapes)
+    swapper = Swapper(config, registry, engine, slots, scorer, shapes, Announcer(registry, views))
     await swapper.once()
     proxy = EngineProxy(engine, Answerer(slots, scorer, outbox, recent, prompt_version(folder), seed))
     state = {
@@ -62,6 +64,27 @@ async def run(config: Config, secrets: Secrets, registry: Registry, listener: so
         await outbox.stop()
         await engine.close()
     return 1 if swapper.hopeless else 0
+
+
+class Announcer:
+    """Puts on `/metrics` what went live, how it was judged, and how long its votes took to get there."""
+
+    def __init__(self, registry: Registry, views: Views) -> None:
+        self.registry, self.views, self.started_at = registry, views, time.time()
+
+    async def __call__(self, kind: ArtifactKind, number: int) -> None:
+        """Show a version; the votes of one that was live before this server started are not counted again."""
+        if number == 0:
+            return
+        try:
+            version = await asyncio.to_thread(self.registry.version, kind, number)
+            since = await asyncio.to_thread(self.registry.live_since, kind, number)
+            fresh = since is not None and since >= self.started_at
+            received = await asyncio.to_thread(self.views.received_at, version.events) if fresh else []
+            metrics.live(version, received, time.time())
+        except (Unavailable, RegistryError):
+            metrics.LOOP_FAILURES.labels("announce").inc()
+            log.exception("announcement_failed", kind=kind, version=number)
 
 
 async def _watch(swapper: Swapper, server: uvicorn.Server) -> None:

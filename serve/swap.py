@@ -25,6 +25,8 @@ from serve.slot import Policy, Slots
 
 log = structlog.get_logger()
 
+Announce = Callable[[ArtifactKind, int], Awaitable[None]]
+
 POLL_S = 0.25
 LONGEST_PAUSE_S = 8.0
 KEEP_LOADED = 4
@@ -36,8 +38,12 @@ MAX_FAILED_REBUILDS = 3
 class Swapper:
     """Brings promoted versions into service without a request noticing."""
 
-    def __init__(self, config: Config, registry: Registry, engine: Engine, slots: Slots, scorer: Scorer, base: adapter.Shapes) -> None:
+    def __init__(
+        self, config: Config, registry: Registry, engine: Engine, slots: Slots, scorer: Scorer, base: adapter.Shapes, announce: Announce
+    ) -> None:
+        """`announce` is told of every version that went live here; it must not raise."""
         self.config, self.registry, self.engine, self.slots, self.scorer, self.base = config, registry, engine, slots, scorer, base
+        self._announce = announce
         self.refused: dict[tuple[ArtifactKind, int], str] = {}
         self._deaths: Counter[int] = Counter()
         self._failed_rebuilds = 0
@@ -133,6 +139,7 @@ class Swapper:
         else:
             metrics.SWAPS.labels(kind).inc()
             log.info("version_live", kind=kind, version=number)
+            await self._announce(kind, number)
 
     def _wanted(self, kind: ArtifactKind) -> int:
         return next(n for n in self.registry.champions(kind) if (kind, n) not in self.refused)

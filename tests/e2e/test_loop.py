@@ -68,6 +68,12 @@ async def test_eight_votes_reach_a_live_policy_within_a_minute_and_nobody_notice
     now = running.status()
     assert now["votes"]["learned"] - before["votes"]["learned"] >= 8
     assert now["policy_version"] >= version
+    with running.http() as http:
+        shown = http.get("/metrics").text
+    for kind in ("reward", "policy"):
+        (count,) = (line for line in shown.splitlines() if line.startswith(f'attune_vote_to_live_seconds_count{{kind="{kind}"}}'))
+        assert float(count.split()[-1]) >= 8
+    assert 'attune_policy_figure{figure="kl_to_ref"}' in shown
 
 
 def _receipt(running: Running, feedback_id: str) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def test_a_vote_is_predicted_before_it_is_learned(world: World) -> None:
     assert cycle.prequential.figures() == {}
     world.votes(1)
     cycle.once()
-    assert cycle.prequential.figures()["pair_accuracy"] >= 0.5
+    assert cycle.prequential.figures()["overall_accuracy"] >= 0.5
 
 
 def test_told_to_stop_it_forgets_the_step_and_the_next_learner_makes_it(world: World) -> None:

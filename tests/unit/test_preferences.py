@@ -21,7 +21,8 @@ def rating(candidate: int, level: int, levels: int, source: Kind) -> Rating:
 
 
 def preference(*order: int, tie: bool = False, source: Kind = Kind.COMPARISON) -> Preference:
-    return Preference("fb", "i1", order, tie, 1.0, source, "u1")
+    places = tuple({2: 0, 0: 1}.get(candidate, 2) for candidate in order)
+    return Preference("fb", "i1", order, tie, 1.0, source, "u1", places)
 
 
 @pytest.mark.parametrize(

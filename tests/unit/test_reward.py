@@ -1,6 +1,7 @@
 """The reward model recovers a taste from every kind of vote, knows what it does not know, and guards what it pays for."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,7 @@ from attune.errors import RegistryError
 from attune.reward import Anchors, RewardModel
 from attune.types import Demonstration, Kind, Preference, Rating, Signal
 from learner.likelihoods import Index, make_batch, nll
-from learner.prequential import Prequential
-from learner.reward_trainer import Judged, fit
+from learner.reward_trainer import Judged, Typical, fit
 
 HIDDEN = 32
 WIDTH = 3 * HIDDEN + 6
@@ -25,6 +25,10 @@ def world(seed: int = 0) -> tuple[np.ndarray, np.ndarray, Index]:
     features = rng.normal(size=(GROUPS * SIZE, WIDTH)).astype(np.float32)
     truth = 2.0 * features[:, HIDDEN + 3]
     return features, truth, {(f"i{n // SIZE}", n % SIZE): n for n in range(GROUPS * SIZE)}
+
+
+def typical(features: np.ndarray) -> Typical:
+    return Typical(features[:64], [f"answer {n}" for n in range(64)])
 
 
 def votes(kind: str, truth: np.ndarray, count: int) -> list[Signal]:
@@ -55,14 +59,14 @@ def accuracy(model: RewardModel, features: np.ndarray, truth: np.ndarray) -> flo
 @pytest.mark.parametrize(("kind", "least"), [("thumb", 0.75), ("stars", 0.85), ("comparison", 0.75), ("ranking", 0.9)])
 def test_a_taste_is_found_from_each_kind_alone(kind: str, least: float) -> None:
     features, truth, rows = world()
-    model, _ = fit(Judged(features, rows, {}, votes(kind, truth, 100)), features[:64], 0.5, 0)
+    model, _ = fit(Judged(features, rows, {}, votes(kind, truth, 100)), typical(features), 0.5, 0)
     assert accuracy(model, *world(9)[:2]) >= least
 
 
 def test_a_taste_is_found_from_all_kinds_together() -> None:
     features, truth, rows = world()
     mixed = [s for start, kind in enumerate(("thumb", "stars", "comparison", "ranking")) for s in votes(kind, truth, 100)[start::4]]
-    model, report = fit(Judged(features, rows, {}, mixed), features[:64], 0.5, 0)
+    model, report = fit(Judged(features, rows, {}, mixed), typical(features), 0.5, 0)
     assert accuracy(model, *world(9)[:2]) >= 0.85
     assert report["signals"] == 100
     assert max(report, key=lambda name: report[name] if name.startswith("probe") else -1) == "probe_meaning"
@@ -72,7 +76,7 @@ def test_an_edit_is_preferred_to_what_it_mends() -> None:
     features, _, rows = world()
     edited = np.concatenate([features, features[:1] * 0 + 1])
     edit = Demonstration("f0", "i0", 2, "better", 1.0, None)
-    model, _ = fit(Judged(edited, rows, {"f0": len(features)}, [edit]), features[:64], 0.5, 0)
+    model, _ = fit(Judged(edited, rows, {"f0": len(features)}, [edit]), typical(features), 0.5, 0)
     utility = model.judge(edited)[0]
     assert utility[-1] > utility[2]
 
@@ -80,13 +84,13 @@ def test_an_edit_is_preferred_to_what_it_mends() -> None:
 def test_the_fit_is_the_same_for_the_same_seed() -> None:
     features, truth, rows = world()
     judged = Judged(features, rows, {}, votes("thumb", truth, 30))
-    (a, _), (b, _) = fit(judged, features[:64], 0.5, 3), fit(judged, features[:64], 0.5, 3)
+    (a, _), (b, _) = fit(judged, typical(features), 0.5, 3), fit(judged, typical(features), 0.5, 3)
     assert np.array_equal(a.particles_KD, b.particles_KD)
 
 
 def test_spread_shrinks_where_votes_are() -> None:
     features, truth, rows = world()
-    few, many = (fit(Judged(features, rows, {}, votes("ranking", truth, n)), features[:64], 0.5, 0)[0] for n in (5, 100))
+    few, many = (fit(Judged(features, rows, {}, votes("ranking", truth, n)), typical(features), 0.5, 0)[0] for n in (5, 100))
     fresh = world(9)[0]
     relative = [float((m.judge(fresh)[1] / m.judge(fresh)[0].std()).mean()) for m in (few, many)]
     assert relative[1] < relative[0]
@@ -155,9 +159,45 @@ def test_files_come_back_as_they_were(tmp_path: Path) -> None:
         RewardModel.load(folder)
 
 
-def test_score_before_you_learn() -> None:
-    running = Prequential()
-    running.add(Preference("f", "i", (0, 1, 2), False, 1.0, Kind.RANKING, None), [3.0, 1.0, 2.0])
-    running.add(Rating("g", "i", 0, 1, 2, 1.0, Kind.THUMB, None), [0.5])
-    running.add(Rating("h", "i", 1, 0, 2, 1.0, Kind.THUMB, None), [0.9, 0.1])
-    assert running.figures() == {"pair_accuracy": pytest.approx(2 / 3), "rating_auroc": 1.0}
+def test_where_an_answer_stood_is_not_what_it_is_worth() -> None:
+    features, truth, rows = world()
+    rng = np.random.default_rng(2)
+    signals: list[Signal] = []
+    for n in range(100):  # people who mostly take the first they see
+        first = int(rng.integers(2))
+        better = first if rng.random() < 0.8 else int(truth[n * SIZE] < truth[n * SIZE + 1])
+        order = (better, 1 - better)
+        places = tuple(0 if candidate == first else 1 for candidate in order)
+        signals.append(Preference(f"f{n}", f"i{n}", order, False, 1.0, Kind.COMPARISON, None, places))
+    seen = fit(Judged(features, rows, {}, signals), typical(features), 0.5, 0)[0]
+    blind = fit(Judged(features, rows, {}, [replace(s, places=()) for s in signals]), typical(features), 0.5, 0)[0]
+    assert accuracy(seen, *world(9)[:2]) > accuracy(blind, *world(9)[:2])
+
+
+def test_a_style_can_be_left_out_of_the_score() -> None:
+    features, _, rows = world()
+    truth = 2.0 * features[:, -2]  # the length, and nothing else, is what people like
+    texts = ["word " * max(1, int(20 + 6 * x)) for x in features[:64, -2]]
+    judged = Judged(features, rows, {}, votes("ranking", truth, 60))
+    plain, report = fit(judged, Typical(features[:64], texts), 0.5, 0)
+    fair, _ = fit(judged, Typical(features[:64], texts), 0.5, 0, debias=["length"])
+    packed = [f.astype("<f2").tobytes() for f in features[:64]]
+    assert report["correlation_with_length"] > 0.9
+    assert report["correlation_with_format"] == 0.0
+    assert abs(np.corrcoef(fair.total(packed, texts, 0.0), truth[:64])[0, 1]) < 0.3
+    assert np.corrcoef(plain.total(packed, texts, 0.0), truth[:64])[0, 1] > 0.9
+    assert fair.anchors.std < 0.5 * plain.anchors.std
+
+
+def test_calibration_is_kept_with_the_version(tmp_path: Path) -> None:
+    features, truth, rows = world()
+    thumbs = [replace(s, level=1) if n % 3 else s for n, s in enumerate(votes("thumb", truth, 80))]  # given more readily than they should
+    judged = Judged(features, rows, {}, thumbs)
+    model, _ = fit(judged, typical(features), 0.5, 0, temperature=2.0)
+    (tmp_path / "000001").mkdir()
+    for name, data in model.to_files().items():
+        (tmp_path / "000001" / name).write_bytes(data)
+    again = RewardModel.load(tmp_path / "000001")
+    assert again.scale == model.scale
+    assert again.scale.thumb_bias > 0.3
+    assert again.scale.probability(1.0) == pytest.approx(1 / (1 + math.exp(-0.5)))

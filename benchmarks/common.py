@@ -1,0 +1,65 @@
+"""What every benchmark has in common: machine and versions in words, environments for peers, and one JSON object as the last line."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from attune import config
+
+RESULTS = Path(__file__).parent / "results"
+PEERS = Path(__file__).parent / "peers"
+
+
+def machine() -> str:
+    """Return processor, cores and memory in words."""
+    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
+    return f"{model or platform.machine()}, {os.cpu_count()} cores, {memory} GiB"
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Return the versions that matter for the figures."""
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def report(benchmark: str, known: dict[str, str], figures: dict[str, float]) -> None:
+    """Print the figures as a table, keep them under `benchmarks/results/`, and end with one JSON line."""
+    result = {"benchmark": benchmark, "machine": machine(), "versions": known, "figures": {k: round(v, 4) for k, v in figures.items()}}
+    print(f"{result['machine']}; {', '.join(f'{name} {number}' for name, number in known.items())}")
+    for name, value in result["figures"].items():
+        print(f"{name:44s} {value:10.4g}")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{benchmark}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result), flush=True)
+
+
+def peer_python(name: str, *requirements: str) -> str:
+    """Return the interpreter of an environment of a peer's own, made on first use beside our own state."""
+    folder = config.load().home / "bench" / name
+    python = folder / "bin" / "python"
+    uv = Path(sys.executable).parent / "uv"
+    if not (folder / ".installed").exists():
+        print(f"installing {', '.join(requirements)} into an environment of its own", flush=True)
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True)
+        subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *requirements], check=True)
+        (folder / ".installed").touch()
+    return str(python)
+
+
+def run(python: str, script: str, *arguments: str) -> dict[str, Any]:
+    """Run a script of `benchmarks/peers` on one thread and return the JSON of its last line."""
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | threads | quiet
+    if python == sys.executable:
+        environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    done = subprocess.run([python, PEERS / script, *arguments], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{script} {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured

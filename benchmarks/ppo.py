@@ -1,0 +1,71 @@
+"""A policy update's cost against TRL's trainers: the same recorded rollouts, LoRA r16 on all linear layers, one thread, CPU seconds.
+
+`python -m benchmarks.ppo [--quick]` on a model of 15M random weights, then on the demo model (`--quick` leaves that out). A peer is tried
+in fp32 and bf16 and with several batch sizes; its best counts. Generation and reward passes are left out for all; TRL's PPO makes its
+reference pass, and so does ours where it says "same algorithm" (serving has made it already where it says "default").
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common, recording
+
+SAMPLES = recording.GROUPS * recording.ANSWERS
+PINS = ("torch==2.13.0", "transformers==5.19.0", "peft==0.21.2")
+PPO, GRPO = ("trl-1.12.0", "trl==1.12.0", *PINS), ("trl-1.16.0", "trl==1.16.0", *PINS)
+VARIANTS = {"small": [("bfloat16", "4"), ("bfloat16", "16"), ("float32", "4")], "demo": [("bfloat16", "4")]}
+
+
+def main() -> int:
+    """Measure both models, or the small one alone."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="leave the demo model out")
+    arguments = parser.parse_args()
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="attune-bench-") as folder:
+        for model in ("small",) if arguments.quick else ("small", "demo"):
+            place = Path(folder) / model
+            recording.record(place, small=model == "small")
+            figures |= {(name if model == "small" else f"demo_{name}"): value for name, value in compare(place, VARIANTS[model]).items()}
+    known = common.versions("torch", "transformers", "peft") | {"trl ppo": "1.12.0", "trl grpo": "1.16.0"}
+    common.report("ppo", known, figures)
+    return 0
+
+
+def compare(folder: Path, variants: list[tuple[str, str]]) -> dict[str, float]:
+    """Return samples per CPU second of every trainer, peak memory, and the ratios."""
+    repeats = "5" if len(variants) > 1 else "2"
+    same = common.run(sys.executable, "ppo_ours.py", str(folder), "same", repeats)
+    default = common.run(sys.executable, "ppo_ours.py", str(folder), "default", repeats)
+    peers = {
+        name: best([common.run(common.peer_python(*environment), script, str(folder), *variant, "2") for variant in variants])
+        for name, environment, script in (("trl_ppo", PPO, "ppo_trl.py"), ("trl_grpo", GRPO, "grpo_trl.py"))
+    }
+    rates = {name: SAMPLES / seconds(m) for name, m in {"same_algorithm": same, "default": default, **peers}.items()}
+    return {f"{name}_samples_per_cpu_s": rate for name, rate in rates.items()} | {
+        "speedup_same_algorithm_vs_trl_ppo": rates["same_algorithm"] / rates["trl_ppo"],
+        "speedup_default_vs_trl_ppo": rates["default"] / rates["trl_ppo"],
+        "speedup_default_vs_trl_grpo": rates["default"] / rates["trl_grpo"],
+        "peak_mb": max(same["peak_mb"], default["peak_mb"]),
+        "trl_ppo_peak_mb": peers["trl_ppo"]["peak_mb"],
+        "trl_grpo_peak_mb": peers["trl_grpo"]["peak_mb"],
+        "memory_vs_trl_ppo": max(same["peak_mb"], default["peak_mb"]) / peers["trl_ppo"]["peak_mb"],
+    }
+
+
+def best(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a peer's fastest run, with the smallest memory that any of its runs needed."""
+    return min(runs, key=seconds) | {"peak_mb": min(run["peak_mb"] for run in runs)}
+
+
+def seconds(measured: dict[str, Any]) -> float:
+    """Return the median CPU seconds of one update."""
+    return statistics.median(measured["cpu_s"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

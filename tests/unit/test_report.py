@@ -1,0 +1,68 @@
+"""What was learned, told from a registry: the table, the page that needs nothing else, and versions that were refused."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from attune import cli, report, report_page
+from attune.registry import Registry
+from attune.types import State
+
+LINEAGE = {"base_model": "tiny", "base_revision": "", "trained_through": 1}
+FORETOLD = {"overall_predicted": 20.0, "overall_accuracy": 0.75, "overall_ece": 0.08, "thumb_predicted": 20.0, "thumb_accuracy": 0.75}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    registry = Registry(tmp_path / "registry")
+    for n, votes in enumerate((("a", "b"), ("c",)), start=1):
+        quality = FORETOLD | {"reliability": [[0.2, 0.25, 8], [0.8, 0.7, 12]]}
+        registry.publish("reward", {"x": b"x"}, parent=n - 1, **LINEAGE, report=quality, events=votes)
+        registry.promote("reward", n, by="test", reason="test")
+    figures = {"score_mean": 0.5, "kl_to_ref": 1.5, "entropy": 1.0, "length_mean": 20.0}
+    registry.publish("policy", {"x": b"x"}, parent=0, **LINEAGE, report=figures, events=("a", "b"), reward_version=1)
+    registry.promote("policy", 1, by="test", reason="test")
+    registry.publish("policy", {"x": b"x"}, parent=1, **LINEAGE, report=figures, events=("c",), reward_version=2)
+    registry.move("policy", 2, State.REJECTED, by="learner", reason="entropy fell to <nothing>")
+    return tmp_path
+
+
+def test_votes_add_up_along_the_lineage_and_a_refusal_gives_its_reason(home: Path) -> None:
+    found = report.collect(Registry(home / "registry"))
+    assert [e.votes for e in found.rewards] == [2, 3]
+    assert [(e.state, e.votes, e.remark) for e in found.policies] == [
+        (State.CHAMPION, 2, ""),
+        (State.REJECTED, 3, "entropy fell to <nothing>"),
+    ]
+    out = io.StringIO()
+    report.print_report(found, Console(file=out, width=160))
+    assert re.search(r"overall\W+0\.75", out.getvalue())
+    assert "entropy fell" in out.getvalue()
+
+
+def test_the_page_needs_nothing_else_and_escapes_what_it_shows(home: Path) -> None:
+    verdict = {"votes": 8, "reranked": False, "preference": 0.6, "low": 0.5, "high": 0.7}
+    page = report_page.page(report.collect(Registry(home / "registry")), [{"taste": "short", "judgements": [verdict]}])
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.findall(r'(?:src|href)="?(?!"?data:)', page)
+    assert "entropy fell to &lt;nothing&gt;" in page
+    assert "3 votes learned, 2 policies published, 1 of them refused or taken back; policy 1 is live." in page
+
+
+def test_the_command_writes_the_page(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("ATTUNE_HOME", str(home))
+    (home / "simulate" / "one").mkdir(parents=True)
+    (home / "simulate" / "one" / "result.json").write_text(json.dumps({"taste": "short", "judgements": []}))
+    assert cli.main(["report"]) == 0
+    assert (home / "report.html").read_text().startswith("<!doctype html>")
+    assert "overall" in capsys.readouterr().out
+    assert cli.main(["report", "--out", "/proc/report.html"]) == 2
+
+
+def test_nothing_learned_yet(tmp_path: Path) -> None:
+    page = report_page.page(report.collect(Registry(tmp_path)), [])
+    assert "0 votes learned, 0 policies published" in page
