@@ -8,9 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,11 +16,11 @@ import httpx
 from attune import config, demo_model
 from attune.progress import Progress
 from benchmarks import common
+from benchmarks.deployment import PORT, Deployment
 
 QUESTIONS = ["What is the capital of Italy?", "What is 4 + 9?", "Name a fruit.", "Why is the sky blue?", "Say hello."]
 REPEATS = 3
 MAX_TOKENS = 48
-PORT = int(os.environ.get("ATTUNE_SERVE__PORT", "8765"))
 URL = f"http://127.0.0.1:{PORT}"
 
 
@@ -30,17 +28,14 @@ def main() -> int:
     """Measure, print a table, and end with one JSON line."""
     shared = config.load()
     demo_model.ensure(shared, Progress().doing)
-    home = Path(tempfile.mkdtemp(prefix="attune-bench-"))
-    (home / "models").mkdir()
-    (home / "models" / config.DEMO_MODEL).symlink_to(shared.model_folder)
     figures: dict[str, float] = {}
-    with Server([sys.executable, "-m", "attune", "up", "--home", str(home), "--port", str(PORT)], "/readyz") as server:
-        figures["attune_ready_s"] = server.ready_s
-        http = httpx.Client(base_url=URL, headers={"authorization": "Bearer " + (home / "api-key").read_text().strip()}, timeout=120)
+    with Deployment() as deployment:
+        figures["attune_ready_s"] = deployment.ready_s
+        http = deployment.http()
         for candidates in (1, 4):
             figures[f"attune_reply_{candidates}_p50_s"] = replies(http, {"model": "attune", "candidates": candidates})
         figures |= votes(http)
-    with Server(bare_vllm(shared.model_folder), "/health") as server:
+    with BareServer(shared.model_folder):
         http = httpx.Client(base_url=URL, timeout=120)
         for candidates in (1, 4):
             figures[f"vllm_reply_{candidates}_p50_s"] = replies(http, {"model": "attune", "n": candidates})
@@ -50,36 +45,30 @@ def main() -> int:
     return 0
 
 
-class Server:
-    """A server that runs for as long as the block does."""
+class BareServer:
+    """vLLM's own server for as long as the block does, with the settings that Attune's engine has."""
 
-    def __init__(self, argv: list[str], health: str) -> None:
-        self.argv, self.health, self.ready_s = argv, health, 0.0
+    def __init__(self, model: str) -> None:
+        flags = ["--max-model-len", "2048", "--enforce-eager", "--block-size", "32", "--kv-cache-memory-bytes", "1000000000"]
+        self.argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "attune",
+                     "--host", "127.0.0.1", "--port", str(PORT), "--distributed-executor-backend", "uni", *flags]  # fmt: skip
 
-    def __enter__(self) -> "Server":
-        started = time.monotonic()
+    def __enter__(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1"}
+        started = time.monotonic()
         self.process = subprocess.Popen(self.argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         while self.process.poll() is None and time.monotonic() - started < 300:
             try:
-                if httpx.get(URL + self.health, timeout=1).status_code == 200:
-                    self.ready_s = time.monotonic() - started
-                    return self
+                if httpx.get(f"{URL}/health", timeout=1).status_code == 200:
+                    return
             except httpx.HTTPError:
                 time.sleep(0.1)
         self.process.kill()
-        raise SystemExit(f"{self.argv} was not ready in time")
+        raise SystemExit("vLLM's server was not ready in time")
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.process.wait()
-
-
-def bare_vllm(model: str) -> list[str]:
-    """Return the command of vLLM's own server with the settings that Attune's engine has."""
-    flags = ["--max-model-len", "2048", "--enforce-eager", "--block-size", "32", "--kv-cache-memory-bytes", "1000000000"]
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "attune",
-            "--host", "127.0.0.1", "--port", str(PORT), "--distributed-executor-backend", "uni", *flags]  # fmt: skip
 
 
 def replies(http: httpx.Client, body: dict[str, Any]) -> float:

@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--judge-samples", type=_count, default=1, help="answers per prompt and side (default 1)")
     parser.add_argument("--judge-temperature", type=float, default=None, help="default: the server's own; 0 is greedy")
+    parser.add_argument("--judge-off-task", action="store_true", help="judge at the end on tasks that nobody votes on, too")
+    parser.add_argument("--every-s", type=float, default=0.0, help="seconds between requests of all people (default 0: no pause)")
     parser.add_argument("--wait-s", type=float, default=120.0, help="longest wait for the learner without any progress (default 120)")
     parser.add_argument(
         "--out", type=Path, default=None, help="folder for curve.png, votes.jsonl and result.json (default: in the home folder)"
@@ -57,6 +59,8 @@ def run(args: argparse.Namespace, config: Config) -> int:
         judge_every=args.judge_every,
         judge_samples=args.judge_samples,
         judge_temperature=args.judge_temperature,
+        judge_off_task=args.judge_off_task,
+        every_s=args.every_s,
         wait_s=args.wait_s,
     )
     out = args.out or config.home / "simulate" / f"{args.taste}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from attune.simulate.tastes import Answer, Ask, Taste, words
+from attune.simulate.tastes import Answer, Ask, Taste, complete, repeats_itself, words
 
 TIE_MARGIN = 0.02
 """Scores nearer than this are a tie."""
@@ -30,6 +30,13 @@ class Verdict:
     mean_words: float
     distinct_share: float
     """Different answers over all answers: falls towards 0 when a policy says the same to everybody."""
+    finished_share: float
+    """Answers that came to their end, over all answers."""
+    repeating_share: float
+    """Answers that say the same thing again, over all answers."""
+    base_distinct_share: float
+    base_finished_share: float
+    base_repeating_share: float
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields, rounded for reading."""
@@ -64,7 +71,7 @@ def judge(taste: Taste, answers: Mapping[Ask, Sequence[Answer]], base: Mapping[A
     wins, losses = outcomes.count(1.0), outcomes.count(0.0)
     preference = _mean(per_prompt)
     low, high = wilson(preference, len(asks))
-    texts = [answer.text.strip() for ask in asks for answer in answers[ask]]
+    looks, base_looks = (_looks([a for ask in asks for a in side[ask]]) for side in (answers, base))
     return Verdict(
         prompts=len(asks),
         preference=preference,
@@ -74,9 +81,19 @@ def judge(taste: Taste, answers: Mapping[Ask, Sequence[Answer]], base: Mapping[A
         decided_share=(wins + losses) / len(outcomes) if outcomes else 0.0,
         mean_score=_mean([s for ask in asks for s in scores[ask]]),
         base_mean_score=_mean([s for ask in asks for s in base_scores[ask]]),
-        mean_words=_mean([float(len(words(text))) for text in texts]),
-        distinct_share=len(set(texts)) / len(texts) if texts else 0.0,
+        mean_words=_mean([float(len(words(answer.text))) for ask in asks for answer in answers[ask]]),
+        **{f"{name}_share": share for name, share in looks.items()},
+        **{f"base_{name}_share": share for name, share in base_looks.items()},
     )
+
+
+def _looks(answers: Sequence[Answer]) -> dict[str, float]:
+    texts = [answer.text.strip() for answer in answers]
+    return {
+        "distinct": len(set(texts)) / max(1, len(texts)),
+        "finished": _mean([float(complete(answer)) for answer in answers]),
+        "repeating": _mean([float(repeats_itself(text)) for text in texts]),
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 Plain tables in our own words. Subjects go alternately to one side or the other, so that the two sides share no subject.
 """
 
+from collections.abc import Sequence
 from itertools import chain, pairwise, zip_longest
 
 from attune.simulate.tastes import Ask
@@ -72,6 +73,18 @@ We are having a picnic.|I bought a second-hand sofa.|I am new in this office.|I 
 My dog ate my sandwich.|I wrote my first poem.|It is my first day at school.|I miss my family.
 I fixed the leaking tap.|We saw a film yesterday.
 """
+_OFF_TASK = """
+Write a product description for a steel water bottle.|Tell a story about a girl named Anastasia.|Write a haiku about autumn.
+Translate "good morning" into French.|List three uses of a paper clip.|Write an invitation to a garden party.
+Explain how a bicycle pump works.|Describe a sunset to somebody who has never seen one.|Give three rules for writing a good letter.
+Summarise the tale of Little Red Riding Hood.|Write a slogan for a bakery.|What would you pack for a week in the mountains?
+Describe the taste of a lemon.|Write the first line of a detective novel.|Compare cats and dogs as pets.
+How do I boil an egg?|Write a thank-you note for a teacher.|Describe a busy market.|Suggest a title for a book about bees.
+Why do leaves change colour?|Write a riddle about a clock.|Describe how to plant a seed.|Write a short speech for a wedding.
+What makes a good neighbour?|Write a dialogue between a sailor and the sea.|Explain what a budget is.|Describe an old house.
+Write a complaint about a late parcel.|Give a tip for learning to swim.|Write a lullaby of two lines.
+"""
+_PLAIN_FORMS = ("Explain {} to a child.", "What is {} good for?")
 _GREETINGS = ("Hello! {}", "Guess what! {}")
 
 
@@ -85,6 +98,11 @@ def held_out(taste: str) -> list[Ask]:
     return _sides(taste)[1]
 
 
+def off_task() -> list[Ask]:
+    """Return prompts of other kinds, which no simulated person ever votes on."""
+    return [Ask(cell) for cell in _cells(_OFF_TASK)]
+
+
 def _sides(taste: str) -> tuple[list[Ask], list[Ask]]:
     match taste:
         case "short":
@@ -93,6 +111,8 @@ def _sides(taste: str) -> tuple[list[Ask], list[Ask]]:
             groups = [_capitals(), _sums(), _opposites(), _young(), _following()]
         case "friendly":
             groups = [_small_talk()]
+        case "plain":
+            groups = [_about_things(_PLAIN_FORMS), _small_talk()]
         case _:
             raise KeyError(taste)
     train = [chain.from_iterable(subjects[0::2]) for subjects in groups]
@@ -108,8 +128,8 @@ def _cells(table: str) -> list[str]:
     return [cell.strip() for line in table.strip().splitlines() for cell in line.split("|")]
 
 
-def _about_things() -> list[list[Ask]]:
-    return [[Ask(form.format(thing)) for form in _SHORT_FORMS] for thing in _cells(_THINGS)]
+def _about_things(forms: Sequence[str] = _SHORT_FORMS) -> list[list[Ask]]:
+    return [[Ask(form.format(thing)) for form in forms] for thing in _cells(_THINGS)]
 
 
 def _name_one() -> list[list[Ask]]:

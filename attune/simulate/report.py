@@ -37,6 +37,8 @@ def summary(session: Session, status: dict[str, Any] | None) -> dict[str, Any]:
         "distinct_votes": len(set(session.acknowledged)),
         "lost": sum(standing[state] for state in UNSAFE),
         "vote_to_live_s": {"p50": _quantile(delays, 0.5), "p95": _quantile(delays, 0.95), "votes": len(delays)},
+        "reply_s": {"p50": _quantile(sorted(session.reply_s), 0.5), "p95": _quantile(sorted(session.reply_s), 0.95)},
+        "off_task": None if session.off_task is None else session.off_task.as_json(),
         "policy_version": None if status is None else status.get("policy_version"),
         "reward_version": None if status is None else status.get("reward_version"),
         "policy_versions_met": sorted(progress.policy_versions),

@@ -17,8 +17,8 @@ from typing import Any, TextIO
 from attune.simulate import prompts
 from attune.simulate.client import Line, Question, Reply
 from attune.simulate.curve import Point
-from attune.simulate.judge import judge
-from attune.simulate.tastes import Answer, Ask, Taste
+from attune.simulate.judge import Verdict, judge
+from attune.simulate.tastes import SENSE, Answer, Ask, Taste
 from attune.simulate.users import ANSWERS_WANTED, choose_kind, vote
 
 JUDGE_CLIENTS = 8
@@ -43,6 +43,10 @@ class Plan:
     judge_every: int = 0
     judge_samples: int = 1
     judge_temperature: float | None = None
+    judge_off_task: bool = False
+    """Judge the live policy at the end on tasks that nobody votes on too, by plain sense."""
+    every_s: float = 0.0
+    """Seconds between the requests of all people together; 0: each asks again as soon as it has voted."""
     wait_s: float = 120.0
     """How long to wait for the learner without seeing any receipt move."""
 
@@ -75,7 +79,11 @@ class Session:
         self.receipts: dict[str, dict[str, Any]] = {}
         self.points: list[Point] = []
         self._journal = journal
+        self.off_task: Verdict | None = None
+        self.reply_s: list[float] = []
+        """How long each chat of the people took, in seconds."""
         self._base: dict[Ask, list[Answer]] = {}
+        self._next_turn = 0.0
 
     async def run(self) -> None:
         """Vote in rounds, judge between them where the plan says so, wait for the learner, and judge at the end."""
@@ -94,6 +102,10 @@ class Session:
         await self._settle()
         if plan.judge_prompts:
             await self._judge(("alone", "reranked"))
+        if plan.judge_off_task:
+            asks = prompts.off_task()
+            base, _ = await self._sample("base", asks)
+            self.off_task = judge(SENSE, (await self._sample("alone", asks))[0], base)
         self.progress.phase = "done"
 
     async def _person(self, number: int, turn: Iterator[tuple[int, Ask]], journal: TextIO) -> None:
@@ -105,13 +117,22 @@ class Session:
             wanted = ANSWERS_WANTED[kind]
             candidates = wanted if wanted > 2 else None
             question = Question(ask.text, n=wanted, candidates=candidates, max_tokens=self.plan.max_tokens, user=user)
+            await self._pace()
+            asked = time.monotonic()
             reply = await self.line.ask(question)
+            self.reply_s.append(time.monotonic() - asked)
             self.progress.chats += 1
             self.progress.policy_versions.add(reply.policy_version)
             given = vote(kind, self.plan.taste, ask, reply.answers, reply.candidates, self.plan.noise, random)
             feedback_id = await self.line.vote(reply, given, user)
             self._keep(feedback_id, reply, str(given.kind), given.value, journal)
             self.progress.flipped += given.flipped
+
+    async def _pace(self) -> None:
+        """Wait for this request's turn."""
+        now = time.monotonic()
+        self._next_turn = max(now, self._next_turn + self.plan.every_s)
+        await asyncio.sleep(self._next_turn - now)
 
     def _keep(self, feedback_id: str, reply: Reply, kind: str, value: Any, journal: TextIO) -> None:
         self.acknowledged.append(feedback_id)

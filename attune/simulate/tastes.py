@@ -169,6 +169,20 @@ def _warmth(ask: Ask, answer: Answer) -> float:
     return 0.5 * ends + 0.15 * min(2, kind) + 0.2 * ("!" in answer.text)
 
 
+def _plainness(ask: Ask, answer: Answer) -> float:
+    """Half for short words (4 letters on average are best, 5.6 worth nothing), half for short sentences (10 words; 24 worth nothing)."""
+    said = words(answer.text)
+    letters = sum(map(len, said)) / len(said)
+    longest = max(len(words(part)) for part in sentences(answer.text))
+    return 0.5 * min(1.0, max(0.0, (5.6 - letters) / 1.6)) + 0.5 * min(1.0, max(0.0, (24 - longest) / 14))
+
+
+def _sense(ask: Ask, answer: Answer) -> float:
+    """Half for being worth something at all, the rest for taking up the words that the question turns on."""
+    theme = {word for word in words(ask.text) if word not in _EMPTY_WORDS}
+    return 0.5 + 0.5 * len(theme & set(words(answer.text))) / max(1, len(theme))
+
+
 def _first_sentence(ask: Ask, answer: Answer) -> str:
     parts = sentences(answer.text)
     first = parts[0] if parts else "I do not know."
@@ -189,5 +203,9 @@ TASTES = {
         Taste("short", "a finished answer in few words", _judged(_brevity), _first_sentence),
         Taste("correct-and-direct", "the right answer at once, and little else", _judged(_directness), _the_fact),
         Taste("friendly", "warm words, and a warm end", _judged(_warmth), _with_warm_end),
+        Taste("plain", "short words in short sentences", _judged(_plainness), _first_sentence),
     )
 }
+
+SENSE = Taste("sense", "a finished answer that is about the question", _judged(_sense), _first_sentence)
+"""What anybody wants of an answer to anything: for judging on tasks that nobody voted on."""

@@ -16,6 +16,7 @@ ASKS = {
     "short": Ask("What should I know about honey?"),
     "correct-and-direct": Ask("What is the capital of France?", ("Paris",)),
     "friendly": Ask("I just got home from work."),
+    "plain": Ask("What is honey good for?"),
 }
 RAMBLING = "Well there are many different things that a person could say here, and most of them go on and on for ever, because "
 """The least of what a person can use: on the subject of nothing, and cut off."""
@@ -83,6 +84,12 @@ def test_scores_lie_in_the_unit_interval_and_a_cut_off_answer_never_gains(text: 
             "France is a lovely country with many cities, rivers and hills, and among those cities the capital is Paris.",
         ),
         ("friendly", "Welcome home! How was your day?", "You got home."),
+        ("plain", "It is sweet. You can put it on bread.", "Its antibacterial properties facilitate accelerated recuperation."),
+        (
+            "plain",
+            "Bees make it. It is sweet.",
+            "Bees make it and it is sweet and you can put it on bread or in tea or eat it from the jar with a spoon.",
+        ),
         ("friendly", "Glad you are back. Can I help with dinner?", "Home is where one lives. Work is elsewhere."),
     ],
 )
