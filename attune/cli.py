@@ -53,6 +53,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     up.add_arguments(command("up", "start and watch all three programs on this machine", up.run))
     for name, text in PROGRAMS.items():
         command(name, text, _exec).set_defaults(program=name)
+    taught = command("sft", "teach the policy from demonstrations: a version like any other", _sft)
+    taught.add_argument("--data", required=True, help='JSON lines: {"prompt" or "messages", "completion"}')
+    taught.add_argument("--epochs", default="2")
+    taught.add_argument("--batch", default="4", help="demonstrations per optimizer step (default 4)")
+    taught.add_argument("--learning-rate", default="2e-4")
     model = commands.add_parser("model", help="the language model").add_subparsers(required=True, metavar="COMMAND")
     model.add_parser("prepare", help="make the demo model ready to load").set_defaults(run=_prepare)
     _kind(command("versions", "list published versions and where they stand", _versions))
@@ -78,6 +83,13 @@ def _exec(args: argparse.Namespace) -> int:
         demo_model.ensure(config, Progress(sys.stderr).note)
     extra = ["--config", str(args.config)] if args.config else []
     os.execv(sys.executable, [sys.executable, "-m", args.program, *extra])
+
+
+def _sft(args: argparse.Namespace) -> int:
+    demo_model.ensure(configuration.load(args.config), Progress(sys.stderr).note)
+    options = ["--data", args.data, "--epochs", args.epochs, "--batch", args.batch, "--learning-rate", args.learning_rate]
+    extra = ["--config", str(args.config)] if args.config else []
+    os.execv(sys.executable, [sys.executable, "-m", "learner.sft_command", *options, *extra])
 
 
 def _prepare(args: argparse.Namespace) -> int:

@@ -115,6 +115,8 @@ class LearnerSection(_Section):
     clip_high: Positive = 0.28
     max_staleness_versions: Count = 8
     grad_clip: Positive = 1.0
+    demonstration_weight: Annotated[float, Field(ge=0.0)] = 0.05
+    """Weight of the likelihood of people's edits in a policy update; 0 leaves them out."""
     seed: int = 0
     metrics_port: Port = 0
 

@@ -12,6 +12,7 @@ from attune.errors import Diverged
 from learner import evaluate, ppo, publish
 from learner.policy import Policy, Snapshot
 from learner.rollout import Rollout
+from learner.sft import Example
 
 MAX_HALVINGS = 3
 MAX_CHECKS = 4
@@ -35,6 +36,7 @@ def train(
     live: int,
     end_token: int | None,
     about: dict[str, Any],
+    demonstrations: Sequence[Example] = (),
     stopping: Callable[[], bool] = lambda: False,
 ) -> Challenger:
     """Return a challenger trained on the rollouts; raises `Diverged` or `ppo.Stopped` with the policy as it was before.
@@ -48,7 +50,7 @@ def train(
     try:
         before = evaluate.look(policy, checks, end_token)
         parent_logprobs = publish.probe_logprobs(policy, probes)
-        figures = ppo.update(policy, rollouts, settings, live=live, stopping=stopping)
+        figures = ppo.update(policy, rollouts, settings, live=live, demonstrations=demonstrations, stopping=stopping)
         after, moved = _bounded(policy, checks, end_token, before, old)
         report = about | figures | _compared(checks, before, after) | {"step_kl": moved}
         return Challenger(publish.files(policy, probes, parent_logprobs, report), report, old)

@@ -25,6 +25,7 @@ from learner.data import Journal
 from learner.policy import Policy
 from learner.prequential import Prequential
 from learner.rollout import Rollout, make_rollout, tied, unusable
+from learner.sft import Example
 
 log = structlog.get_logger()
 
@@ -148,7 +149,8 @@ class Cycle:
         try:
             made = challenger.train(
                 self.policy, rollouts, held_out, settings,
-                live=self._live, end_token=self.tokenizer.eos_token_id, about=about, stopping=self.stop.is_set,
+                live=self._live, end_token=self.tokenizer.eos_token_id, about=about,
+                demonstrations=self._demonstrations() if settings.demonstration_weight else (), stopping=self.stop.is_set,
             )  # fmt: skip
             self._decide(made, time.perf_counter() - started)
         except Diverged as error:
@@ -167,7 +169,10 @@ class Cycle:
                 "policy", made.files, parent=self.at.policy, **self._lineage(), report=report, reward_version=self.reward.version,
                 events=tuple(self.journal.votes_after(self.at.trained_through)),
             )  # fmt: skip
-            if decision.promote:
+            if decision.promote and self.registry.champion("policy") != self._live:
+                reason = "another version became champion meanwhile"
+                self.registry.move("policy", version.number, State.REJECTED, by="learner", reason=reason)
+            elif decision.promote:
                 self.policy.save_state(self._state_file(version.number))
                 self.registry.promote("policy", version.number, by="learner", reason="passed the gate")
                 promoted = True
@@ -202,6 +207,19 @@ class Cycle:
                 metrics.SKIPPED_GROUPS.labels("surplus").inc()
         return chosen[::-1], through
 
+    def _demonstrations(self) -> list[Example]:
+        """Return the edits that no judged policy has seen."""
+        fresh = set(self.journal.votes_after(self.at.tried_through))
+        return [
+            Example(self.journal.judged[s.interaction_id].prompt_token_ids, self._edited_ids(s.text), s.weight)
+            for s in self.journal.signals(fresh)
+            if isinstance(s, Demonstration)
+        ]
+
+    def _edited_ids(self, text: str) -> tuple[int, ...]:
+        ids, eos = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]), self.tokenizer.eos_token_id
+        return (*ids, eos) if eos is not None else ids
+
     def _complete(self, interaction: Interaction) -> Interaction:
         """Return a judged interaction with the features that serve could not give it."""
         metrics.LATE_LOOKS.inc()
@@ -216,10 +234,7 @@ class Cycle:
         for signal in self.journal.signals():
             if isinstance(signal, Demonstration) and self._edited.get(signal.feedback_id) != signal.text:
                 interaction = self.journal.judged[signal.interaction_id]
-                ids = tuple(self.tokenizer(signal.text, add_special_tokens=False)["input_ids"])
-                eos = self.tokenizer.eos_token_id
-                answer = Answer((*ids, eos) if eos is not None else ids, True)
-                (seen,) = self.base.look(interaction.prompt_token_ids, [answer], 1.0)
+                (seen,) = self.base.look(interaction.prompt_token_ids, [Answer(self._edited_ids(signal.text), True)], 1.0)
                 self.edits[signal.feedback_id], self._edited[signal.feedback_id] = seen.features, signal.text
 
     def _predict(self, fresh: set[str]) -> None:

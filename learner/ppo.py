@@ -20,6 +20,7 @@ from learner.advantages import group_advantages, scale, shaped
 from learner.losses import Sums, policy_loss, sequence_kept
 from learner.policy import Forward, Policy
 from learner.rollout import Rollout
+from learner.sft import Example, nll
 
 MAX_STEP_KL_NATS = 3.0
 """How far one update may move the policy, in nats per answer: steps that follow are left out beyond it."""
@@ -52,13 +53,14 @@ def update(
     settings: LearnerSection,
     *,
     live: int | None = None,
+    demonstrations: Sequence[Example] = (),
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Take the optimizer steps of one update and return its figures; raises `Diverged` or `Stopped` and leaves clean-up to the caller.
 
     The batch is split into `optimizer_steps` parts, and later parts are clipped around the policy as it was before the first step. For
     answers of the `live` version, which this policy is, the sampler's own log-probs say what that was; for others it costs a forward
-    pass. A smaller update takes smaller steps, since Adam's do not shrink with the evidence.
+    pass. A smaller update takes smaller steps, since Adam's do not shrink with the evidence. `demonstrations` are spread over the parts.
     """
     steps = min(settings.optimizer_steps, len(rollouts))
     parts = [range(part, len(rollouts), steps) for part in range(steps)]
@@ -66,7 +68,7 @@ def update(
     prox = {i: _before(policy, rollouts[i], live, stopping) for part in parts[1:] for i in part}
     plans: dict[int, _Plan] = {}
     everything, norms = Sums(), list[float]()
-    for part in parts * settings.ppo_epochs:
+    for number, part in enumerate(parts * settings.ppo_epochs):
         tokens = sum(len(answer) for i in part for answer in rollouts[i].answers)
         sums = Sums()
         for i in part:
@@ -79,6 +81,7 @@ def update(
         if sums.kl / max(1, sum(len(rollouts[i].answers) for i in part)) > MAX_STEP_KL_NATS:
             policy.forget_gradients()
             break
+        _demonstrate(policy, demonstrations[number % steps :: steps], settings.demonstration_weight * scale(sums.deviation))
         norms.append(policy.step(settings.grad_clip, 1.0 / scale(sums.deviation), share))
         if not math.isfinite(norms[-1]):
             raise Diverged("the gradient is not finite")
@@ -86,6 +89,12 @@ def update(
         torch.cat([plan.feature_PF for plan in plans.values()]), torch.cat([plan.return_P for plan in plans.values()])
     )
     return everything.means() | learned | _figures(rollouts, plans) | {"grad_norm": norms[-1], "steps": float(len(norms))}
+
+
+def _demonstrate(policy: Policy, examples: Sequence[Example], weight: float) -> None:
+    """Add the gradient of `weight` x the mean loss of some demonstrations."""
+    for example in examples:
+        (nll(policy, example) * (weight * example.weight / len(examples))).backward()  # type: ignore[no-untyped-call]
 
 
 def _check(sums: Sums) -> None:

@@ -1,0 +1,91 @@
+"""Demonstrations: a version like any other out of a file, refused where it taught nothing, and what is said of lines that are none."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from attune.config import Config, LearnerSection, ModelSection
+from attune.errors import ConfigError
+from attune.frozen import load_base
+from attune.prompt import render
+from attune.registry import Registry
+from attune.types import State
+from learner import ppo, sft, sft_command
+from learner.policy import Policy
+from learner.rollout import Rollout
+from learner.sft import Example
+
+LINES = [{"prompt": f"Question {n}?", "completion": "The same answer to all."} for n in range(12)]
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_model: Path) -> Config:
+    return Config(home=tmp_path, model=ModelSection(path=str(tiny_model)))
+
+
+def write(folder: Path, lines: list[object]) -> Path:
+    file = folder / "demonstrations.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n\n" for line in lines))
+    return file
+
+
+def test_demonstrations_become_a_live_version(config: Config) -> None:
+    registry = Registry(config.registry_folder)
+    assert sft_command.run(config, write(config.home, list(LINES)), epochs=2, batch=4, learning_rate=1e-3) == 0
+    assert registry.champion("policy") == 1
+    first = registry.verify("policy", 1)
+    assert first.report["held_out_nll_after"] < first.report["held_out_nll_before"]
+    assert sft_command.run(config, write(config.home, list(LINES)), epochs=1, batch=4, learning_rate=1e-3) == 0
+    second = registry.version("policy", 2)
+    assert (second.parent, second.report["stage"]) == (1, "sft")
+    assert second.report["held_out_nll_before"] == pytest.approx(first.report["held_out_nll_after"], abs=0.05)  # it went on from there
+
+
+def test_a_version_that_learned_nothing_is_refused(config: Config) -> None:
+    assert sft_command.run(config, write(config.home, list(LINES)), epochs=0, batch=4, learning_rate=1e-3) == 1
+    registry = Registry(config.registry_folder)
+    assert registry.champion("policy") == 0
+    assert registry.state("policy", 1) is State.REJECTED
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"prompt": "Why?"}, "'completion' is missing"),
+        ({"prompt": "Why?", "completion": " "}, "the completion is empty"),
+        ({"messages": 5, "completion": "Because."}, "is no demonstration"),
+        ({"prompt": "word " * 3000, "completion": "Because."}, "exceed model.max_context_tokens"),
+    ],
+)
+def test_a_line_that_is_no_demonstration_is_named(config: Config, line: object, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as told:
+        sft_command.run(config, write(config.home, [LINES[0], line]), epochs=1, batch=4, learning_rate=1e-3)
+    assert "demonstrations.jsonl" in str(told.value)
+
+
+def test_a_file_without_any_and_no_file(config: Config) -> None:
+    for data, reason in ((write(config.home, []), "holds no demonstration"), (config.home / "none.jsonl", "cannot read")):
+        with pytest.raises(ConfigError, match=reason):
+            sft_command.run(config, data, epochs=1, batch=4, learning_rate=1e-3)
+
+
+def test_messages_are_rendered_with_the_models_template(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    text = tokenizer.decode(render(tokenizer, [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]))
+    assert text == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_edits_ride_along_in_a_policy_update(tiny_model: Path) -> None:
+    policy = Policy(load_base(str(tiny_model), None, torch.float32), ModelSection(), "tiny", 1e-3, 0)
+    edit = Example(tuple(range(10, 20)), tuple(range(30, 40)))
+    answers = (tuple(range(40, 50)), tuple(range(60, 70)))
+    settings = LearnerSection(optimizer_steps=1, kl_beta=0.0, demonstration_weight=1.0)
+    before = sft.held_out_nll(policy, [edit])
+    with torch.no_grad():
+        behaviour = tuple(tuple(policy.logprobs(policy.row(edit.prompt, [a]), 1.0)[0].tolist()) for a in answers)
+    rollout = Rollout("i", edit.prompt, answers, behaviour, behaviour, (0.0, 0.0), 1.0, 0)
+    ppo.update(policy, [rollout], settings, demonstrations=[edit])
+    assert sft.held_out_nll(policy, [edit]) < before - 0.01
