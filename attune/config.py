@@ -4,12 +4,13 @@ Defaults < file < environment (`ATTUNE_SERVE__PORT=8010` sets `port` in `[serve]
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from attune.errors import ConfigError
 
@@ -121,6 +122,36 @@ class LearnerSection(_Section):
     metrics_port: Port = 0
 
 
+class TermSection(_Section):
+    """One named wish beside what votes teach (`[[terms]]`); what its kind needs must be given (see `attune.terms`)."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+    kind: Literal["brevity", "clarity", "regex", "mention", "avoid", "python"]
+    weight: Annotated[float, Field(allow_inf_nan=False, ge=-10, le=10)] = 1.0
+    """In standard deviations of the learned utility of typical answers."""
+    words: Count = 30
+    """brevity: so many words are short enough."""
+    pattern: str = ""
+    """regex: what must be found in the answer."""
+    phrases: list[str] = []
+    """mention, avoid."""
+    entry_point: str = ""
+    """python: `module:function`, called with question and answer, returns 0 to 1."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "TermSection":
+        needed = {"regex": "pattern", "mention": "phrases", "avoid": "phrases", "python": "entry_point"}.get(self.kind)
+        if needed and not getattr(self, needed):
+            raise ValueError(f"a term of kind {self.kind} needs {needed}")
+        if self.kind == "python" and ":" not in self.entry_point:
+            raise ValueError("entry_point is module:function")
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"pattern is no regular expression: {error}") from error
+        return self
+
+
 class Config(_Section):
     """The effective configuration of one deployment."""
 
@@ -131,6 +162,14 @@ class Config(_Section):
     store: StoreSection = StoreSection()
     feedback: FeedbackSection = FeedbackSection()
     learner: LearnerSection = LearnerSection()
+    terms: list[TermSection] = []
+
+    @model_validator(mode="after")
+    def _distinct_terms(self) -> "Config":
+        names = [term.name for term in self.terms]
+        if len(set(names)) < len(names):
+            raise ValueError("two terms have the same name")
+        return self
 
     @property
     def model_folder(self) -> str:
@@ -196,6 +235,9 @@ def as_toml(config: Config) -> str:
         if isinstance(section, _Section):
             lines += ["", f"[{name}]"]
             lines += [f"{key} = {_literal(value)}" for key, value in section if value is not None]
+    for term in config.terms:
+        lines += ["", "[[terms]]"]
+        lines += [f"{key} = {_literal(value)}" for key, value in term if value is not None]
     return "\n".join(lines) + "\n"
 
 
@@ -217,6 +259,8 @@ def _literal(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
     return str(value)
 
 

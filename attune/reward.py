@@ -115,22 +115,28 @@ class RewardModel:
         deviations_NK = z_ND @ (self.particles_KD - self.mean_D).T
         return z_ND @ self.mean_D, np.sqrt(np.mean(deviations_NK**2, axis=1))
 
-    def total(self, features: Sequence[bytes], texts: Sequence[str], pessimism: float) -> Array:
-        """Return what ranks answers: mean - pessimism x spread, less what is left out, and an empty answer below every other."""
+    def total(self, features: Sequence[bytes], texts: Sequence[str], pessimism: float, bonus: Array | None = None) -> Array:
+        """Return what ranks answers: mean - pessimism x spread, less what is left out, and an empty answer below every other.
+
+        `bonus` is what the operator's terms add, in anchor standard deviations.
+        """
         mean, spread = self.utility(features)
         total: Array = mean - np.float32(pessimism) * spread - self.debias.effect(texts)
+        if bonus is not None:
+            total = total + np.float32(self.anchors.std) * bonus
         empty = np.array([not text.strip() for text in texts], bool)
-        if empty.any() and self.version:
+        if empty.any() and (self.version or bonus is not None):
             total[empty] = min(self.anchors.low, float(total.min())) - self.anchors.std
         return total
 
-    def reward(self, features: Sequence[bytes], texts: Sequence[str], pessimism: float) -> Array:
-        """Return what trains: `total` held within the anchors' range (no pay for extrapolation), in anchor standard deviations."""
+    def reward(self, features: Sequence[bytes], texts: Sequence[str], pessimism: float, bonus: Array | None = None) -> Array:
+        """Return what trains: `total` held within the anchors' range (no pay for extrapolation), then the bonus; in anchor deviations."""
         total = self.total(features, texts, pessimism)
         empty = np.array([not text.strip() for text in texts], bool)
         held = np.clip(total, self.anchors.low, self.anchors.high)
         held[empty] -= self.anchors.std
-        return np.clip((held - np.float32(self.anchors.mean)) / np.float32(self.anchors.std), -5.0, 5.0).astype(np.float32)
+        earned = (held - np.float32(self.anchors.mean)) / np.float32(self.anchors.std)
+        return np.clip(earned if bonus is None else earned + bonus, -5.0, 5.0).astype(np.float32)
 
     def standardise(self, raw_ND: Array) -> Array:
         """Return features with the centre and scale of this version's anchor answers."""

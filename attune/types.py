@@ -3,7 +3,7 @@
 Bytes that cross a border are described in `attune.events`; these are the shapes inside.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -78,6 +78,11 @@ class Interaction:
     turn: int = 0
     user: str | None = None
     """Pseudonym: a keyed hash, never the name that the client sent."""
+
+
+def question(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text that a conversation's last user message asks; empty if there is none."""
+    return next((str(m.get("content") or "") for m in reversed(messages) if m.get("role") == "user"), "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from attune.errors import Diverged
 from attune.frozen import Answer, FrozenBase
 from attune.registry import Registry
 from attune.reward import RewardModel
+from attune.terms import Terms
 from attune.types import Demonstration, Interaction, State
 from feedback.store import Store
 from learner import challenger, gate, metrics, ppo, reward_trainer, standing
@@ -38,7 +39,7 @@ class Cycle:
     ) -> None:
         self.config, self.registry, self.base, self.policy, self.tokenizer = config, registry, base, policy, tokenizer
         self.journal = Journal(store, self._complete)
-        self.prequential = Prequential()
+        self.prequential, self.terms = Prequential(), Terms.load(config.terms)
         self.edits: dict[str, bytes] = {}
         self._edited: dict[str, str] = {}
         self.reward = RewardModel.prior(base.feature_width)
@@ -144,7 +145,7 @@ class Cycle:
             self.journal.forget_waiting(through)
             return
         usable = (i for i in self.journal.held_out.values() if unusable(i, self._live, settings.max_staleness_versions) is None)
-        held_out = [make_rollout(i, self.reward, settings.pessimism) for i in usable]
+        held_out = [make_rollout(i, self.reward, settings.pessimism, self.terms) for i in usable]
         about = {"groups": len(rollouts), "interactions_through": through}
         try:
             made = challenger.train(
@@ -198,7 +199,7 @@ class Cycle:
         through = max(position for position, _ in self.journal.waiting.values())
         for _, interaction in reversed(self.journal.waiting.values()):
             reason = unusable(interaction, self._live, settings.max_staleness_versions)
-            rollout = None if reason else make_rollout(interaction, self.reward, settings.pessimism)
+            rollout = None if reason else make_rollout(interaction, self.reward, settings.pessimism, self.terms)
             if rollout is None or tied(rollout):
                 metrics.SKIPPED_GROUPS.labels(reason or "tied").inc()
             elif len(chosen) < settings.max_groups_per_update:

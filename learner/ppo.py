@@ -158,7 +158,8 @@ def _figures(rollouts: Sequence[Rollout], plans: dict[int, _Plan]) -> dict[str, 
     used = [rollouts[i] for i in plans]
     answers = max(1, sum(len(rollout.answers) for rollout in used))
     tokens = max(1, sum(len(plan.prox_P) for plan in plans.values()))
-    return {
+    said = {name: [v for rollout in used for v in rollout.terms[name]] for name in used[0].terms}
+    return {f"term_{name}": sum(values) / answers for name, values in said.items()} | {
         "kl_to_ref": sum(plan.kl_nats for plan in plans.values()) / answers,
         "entropy": sum(plan.entropy for plan in plans.values()) / tokens,
         "kept": sum(float(plan.keep_P.sum()) for plan in plans.values()) / tokens,

@@ -1,10 +1,14 @@
 """Served interactions as rollouts: what PPO needs of one request's candidates. Pure."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from attune.reward import RewardModel
-from attune.types import Interaction
+from attune.terms import Terms
+from attune.types import Interaction, question
+
+NO_TERMS = Terms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,8 @@ class Rollout:
     """Pessimistic utility in anchor standard deviations."""
     temperature: float
     policy_version: int
+    terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What each of the operator's terms said of every answer, before its weight."""
 
 
 def unusable(interaction: Interaction, live: int, max_staleness: int) -> str | None:
@@ -39,10 +45,13 @@ def unusable(interaction: Interaction, live: int, max_staleness: int) -> str | N
     return None
 
 
-def make_rollout(interaction: Interaction, reward: RewardModel, pessimism: float) -> Rollout:
-    """Return the rollout of a usable interaction, its candidates judged by this reward version."""
+def make_rollout(interaction: Interaction, reward: RewardModel, pessimism: float, terms: Terms = NO_TERMS) -> Rollout:
+    """Return the rollout of a usable interaction, its candidates judged by this reward version and the operator's terms."""
     candidates = [c for c in interaction.candidates if c.token_ids]
-    rewards = reward.reward([c.features or b"" for c in candidates], [c.text for c in candidates], pessimism)
+    texts = [c.text for c in candidates]
+    values = terms.values(question(interaction.messages), texts)
+    bonus = terms.bonus(values, {}, len(texts)) if terms.terms else None
+    rewards = reward.reward([c.features or b"" for c in candidates], texts, pessimism, bonus)
     return Rollout(
         interaction_id=interaction.id,
         prompt=interaction.prompt_token_ids,
@@ -52,6 +61,7 @@ def make_rollout(interaction: Interaction, reward: RewardModel, pessimism: float
         rewards=tuple(float(r) for r in rewards),
         temperature=interaction.sampling.temperature,
         policy_version=interaction.policy_version,
+        terms={name: tuple(map(float, value)) for name, value in values.items()},
     )
 
 

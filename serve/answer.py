@@ -6,15 +6,15 @@ What draws (vLLM) and what speaks HTTP lie elsewhere; this file says in which or
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from attune.events import encode
-from attune.types import Candidate, Interaction, Sampling
+from attune.types import Candidate, Interaction, Sampling, question
 from serve import metrics
 from serve.recent import RecentInteractions
 from serve.rerank import choose
-from serve.scorer import Scorer
+from serve.scorer import Scorer, Wish
 from serve.slot import Policy, Slots
 
 
@@ -30,6 +30,8 @@ class Ask:
     rerank: bool
     user: str | None
     conversation_id: str | None
+    objectives: Mapping[str, float] = field(default_factory=dict)
+    """Weights of the operator's terms, in place of the configured ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ class Answerer:
         """Return the recorded interaction whose `shown` candidates are the reply's choices."""
         with self.slots.lease(ask.version) as policy:
             draw = await sample(policy, max(ask.num_candidates, wanted))
-        scored = await self.scorer.score(draw.prompt_token_ids, draw.candidates, draw.sampling.temperature)
+        wish = Wish(question(ask.messages), ask.objectives)
+        scored = await self.scorer.score(draw.prompt_token_ids, draw.candidates, draw.sampling.temperature, wish)
         candidates = scored.candidates
         choice = choose([c.scores.get("total", 0.0) for c in candidates], wanted, rerank=ask.rerank, rng=self.rng)
         interaction = Interaction(

@@ -11,6 +11,7 @@ from attune.config import Config
 from attune.errors import ConfigError, RegistryError
 from attune.registry import Registry
 from attune.telemetry import setup_logging
+from attune.terms import Terms
 from serve import keys
 
 BACKLOG = 2048
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging("serve")
     try:
         config = configuration.load(arguments.config)
+        Terms.load(config.terms)
         with _bind(config) as listener:
             secrets, registry = keys.load(config.home), _registry(config)
             from serve.server import run  # loads torch and vLLM: half a minute on a busy machine

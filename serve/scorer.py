@@ -6,7 +6,7 @@ answered unranked, counted and logged: a reply matters more than its rank.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -17,6 +17,7 @@ from attune.config import Config
 from attune.errors import AdapterError
 from attune.frozen import Answer, FrozenBase, load_base
 from attune.reward import RewardModel
+from attune.terms import Terms
 from attune.types import Candidate
 from serve import metrics
 
@@ -34,18 +35,27 @@ class Scored:
     reward_version: int
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What of a request the operator's terms look at: the question, and weights that stand for the configured ones."""
+
+    question: str
+    weights: Mapping[str, float]
+
+
 class Scorer:
     """The live reward model behind one thread."""
 
-    def __init__(self, base: FrozenBase, pessimism: float) -> None:
-        self.base, self.pessimism = base, pessimism
+    def __init__(self, base: FrozenBase, pessimism: float, terms: Terms | None = None) -> None:
+        self.base, self.pessimism, self.terms = base, pessimism, terms or Terms()
         self.reward = RewardModel.prior(base.feature_width)
         self._thread = ThreadPoolExecutor(1, "scorer")
 
     @classmethod
     def open(cls, config: Config) -> "Scorer":
         """Load the frozen base model in this process, beside the engine."""
-        return cls(FrozenBase(load_base(config.model_folder, config.model.revision)), config.serve.pessimism)
+        terms = Terms.load(config.terms)
+        return cls(FrozenBase(load_base(config.model_folder, config.model.revision)), config.serve.pessimism, terms)
 
     def adopt(self, model: RewardModel) -> None:
         """Rank with this model from the next request on; raises `AdapterError` if it does not fit the base model."""
@@ -58,12 +68,15 @@ class Scorer:
             raise AdapterError("its judgements are not finite")
         self.reward = model
 
-    async def score(self, prompt: Sequence[int], candidates: tuple[Candidate, ...], temperature: float) -> Scored:
-        """Return the candidates with what the frozen pass saw and the live reward version's `total`, `utility`, `spread`."""
+    async def score(self, prompt: Sequence[int], candidates: tuple[Candidate, ...], temperature: float, wish: Wish) -> Scored:
+        """Return the candidates with what the frozen pass saw and their scores.
+
+        Scores: the live reward version's `utility` and `spread`, every term's `term.<name>` and `weight.<name>`, and the `total` of all.
+        """
         loop = asyncio.get_running_loop()
         start = time.perf_counter()
         try:
-            return await loop.run_in_executor(self._thread, self._score, list(prompt), candidates, temperature)
+            return await loop.run_in_executor(self._thread, self._score, list(prompt), candidates, temperature, wish)
         except Exception:  # the border between a reply and its rank
             metrics.SCORER_FAILURES.inc()
             log.exception("scorer_failed")
@@ -71,7 +84,7 @@ class Scorer:
         finally:
             metrics.SCORER_SECONDS.observe(time.perf_counter() - start)
 
-    def _score(self, prompt: list[int], candidates: tuple[Candidate, ...], temperature: float) -> Scored:
+    def _score(self, prompt: list[int], candidates: tuple[Candidate, ...], temperature: float, wish: Wish) -> Scored:
         reward = self.reward
         answers = [Answer(c.token_ids, c.finish_reason == "stop") for c in candidates]
         warm = temperature if temperature > 1e-5 else 1.0
@@ -79,14 +92,19 @@ class Scorer:
         looks = [look for part in parts for look in self.base.look(prompt, answers[part], warm)]
         features = [look.features for look in looks]
         mean, spread = reward.utility(features)
-        total = reward.total(features, [c.text for c in candidates], self.pessimism)
+        texts = [c.text for c in candidates]
+        values = self.terms.values(wish.question, texts)
+        total = reward.total(features, texts, self.pessimism, self.terms.bonus(values, wish.weights, len(texts)))
+        weights = {f"weight.{t.name}": float(wish.weights.get(t.name, t.weight)) for t in self.terms.terms}
         return Scored(
             tuple(
                 replace(
                     c,
                     features=look.features,
                     ref_logprobs=look.ref_logprobs,
-                    scores={"utility": float(mean[i]), "spread": float(spread[i]), "total": float(total[i])},
+                    scores={"utility": float(mean[i]), "spread": float(spread[i]), "total": float(total[i])}
+                    | {f"term.{name}": float(value[i]) for name, value in values.items()}
+                    | weights,
                 )
                 for i, (c, look) in enumerate(zip(candidates, looks, strict=True))
             ),

@@ -59,6 +59,9 @@ async def chat(body: ChatRequest, request: Request, caller: Known) -> Response:
 
 def _ask(body: ChatRequest, state: Any, session_user: str | None) -> Ask:
     candidates = body.candidates or max(state.config.serve.num_candidates, body.n)
+    objectives = body.objectives or {}
+    if unknown := state.scorer.terms.unknown(list(objectives)):
+        raise RequestError(f"objectives: there is no term {unknown[0]!r}; the operator configures them as [[terms]]", param="objectives")
     return Ask(
         interaction_id=f"chatcmpl-{uuid.uuid4().hex}",
         messages=tuple(m.flat() for m in body.messages),
@@ -67,6 +70,7 @@ def _ask(body: ChatRequest, state: Any, session_user: str | None) -> Ask:
         rerank=body.rerank == "full",
         user=state.secrets.pseudonym(body.user or session_user),
         conversation_id=body.conversation_id,
+        objectives=objectives,
     )
 
 
