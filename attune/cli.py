@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attune import config as configuration
-from attune import demo_model, report, report_page, up
+from attune import demo_model, halt, report, report_page, up
 from attune.errors import ConfigError, RegistryError
 from attune.progress import Progress
 from attune.registry import Registry
@@ -64,6 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     promote = command("promote", "make a version the champion", _promote)
     promote.add_argument("number", type=int)
     _kind(promote)
+    command("resume", "let the learner go on after a tripwire stopped it", _resume)
     _kind(command("rollback", "take the champion out of service; the one before serves again", _rollback))
     simulate.add_arguments(command("simulate", "let simulated people with a hidden taste chat and vote", _simulate))
     command("report", "what was learned: a table here, and a page with plots", _report).add_argument(
@@ -155,6 +156,15 @@ def _promote(args: argparse.Namespace) -> int:
 def _rollback(args: argparse.Namespace) -> int:
     kind: ArtifactKind = args.kind
     print(f"{kind} version {_registry(args).roll_back(kind, by='operator', reason='attune rollback')} serves again")
+    return 0
+
+
+def _resume(args: argparse.Namespace) -> int:
+    halted = halt.resume(configuration.load(args.config).home)
+    if halted is None:
+        print("the learner is not stopped")
+        return 1
+    print(f"the learner goes on; it had stopped at policy {halted.policy_version}: {'; '.join(halted.reasons)}")
     return 0
 
 

@@ -6,21 +6,23 @@ votes and rollouts of a version that was not judged are used again, those of a j
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from attune import halt
 from attune.config import Config
 from attune.errors import Diverged
 from attune.frozen import Answer, FrozenBase
 from attune.registry import Registry
 from attune.reward import RewardModel
 from attune.terms import Terms
-from attune.types import Demonstration, Interaction, State
+from attune.types import Demonstration, Interaction, State, question
 from feedback.store import Store
-from learner import challenger, gate, metrics, ppo, reward_trainer, standing
+from learner import challenger, gate, metrics, ppo, reward_trainer, standing, tripwires
 from learner.challenger import Challenger
 from learner.data import Journal
 from learner.policy import Policy
@@ -71,7 +73,7 @@ class Cycle:
         news = self.journal.refresh(self.at.used_through)
         self._predict({ident for position, ident in news if position > self.at.reward_through})
         refitted = self.journal.position > self.at.reward_through and self._learn_reward()
-        if self._due():
+        if self._due() and not self._stopped_by_a_wire():
             self._learn_policy()
             self._waiting_since = None
             return True
@@ -108,6 +110,25 @@ class Cycle:
         self._waiting_since = self._waiting_since or now
         settings = self.config.learner
         return waiting >= settings.min_votes_per_update or now - self._waiting_since >= settings.max_vote_wait_s
+
+    def _stopped_by_a_wire(self) -> bool:
+        """Whether policy updates are stopped, by now or since earlier; reward versions go on."""
+        if halted := halt.read(self.config.home):
+            return self._say_stopped(halted.reasons, first=False)
+        since = halt.resumed_at(self.config.home)
+        newest = [(question(i.messages), i.candidates[0].text) for at, i in self.journal.newest if at > since]
+        typical = [(question(i.messages), i.candidates[0].text) for i in self.journal.anchors.values()]
+        if not (reasons := tripwires.tripped(newest, typical)):
+            metrics.STOPPED.set(0)
+            return False
+        halt.stop(self.config.home, reasons, policy_version=self.at.policy, position=self.journal.traffic_position)
+        return self._say_stopped(reasons, first=True)
+
+    def _say_stopped(self, reasons: Sequence[str], *, first: bool) -> bool:
+        metrics.STOPPED.set(1)
+        if first:
+            log.error("learner_stopped", policy_version=self.at.policy, reasons=reasons, resume_with="attune resume")
+        return True
 
     def _learn_reward(self) -> bool:
         """Publish a reward version that knows every vote in force; return whether there were enough answers to do so."""

@@ -5,7 +5,7 @@ store after a restart. Decides nothing.
 """
 
 import hashlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
@@ -24,6 +24,7 @@ MAX_WAITING = 256
 MIN_ANCHORS, MAX_ANCHORS = 4, 256
 """Answers below which nothing is scaled by them, and requests after which no more are taken."""
 MAX_HELD_OUT = 16
+MAX_NEWEST = 48
 HOLD_OUT_ONE_IN = 10
 LOOK_BACK = 2000
 """Store positions before the last used interaction that are read again after a restart, to find held-out ones."""
@@ -39,7 +40,8 @@ class Journal:
         self.store, self.complete = store, complete
         self.position = 0
         """Store position up to which votes were read."""
-        self._traffic_position = 0
+        self.traffic_position = 0
+        """Store position up to which interactions were read."""
         self.votes: OrderedDict[str, tuple[int, Feedback]] = OrderedDict()
         """Votes in force by id, oldest change first, with their positions."""
         self.judged: dict[str, Interaction] = {}
@@ -48,6 +50,8 @@ class Journal:
         self.held_out: OrderedDict[str, Interaction] = OrderedDict()
         self.anchors: OrderedDict[str, Interaction] = OrderedDict()
         """The first requests ever answered: what is typical before anything was learned."""
+        self.newest: deque[tuple[int, Interaction]] = deque(maxlen=MAX_NEWEST)
+        """The newest requests that a learned policy answered, with their positions."""
 
     def refresh(self, used_through: int) -> list[tuple[int, str]]:
         """Read what is new in the store and return the votes in force that came or changed, with their positions.
@@ -126,18 +130,20 @@ class Journal:
             self.judged = {ident: interaction for ident, interaction in self.judged.items() if ident in kept}
 
     def _read_traffic(self, used_through: int) -> None:
-        while page := self.store.interactions_after(self._traffic_position, PAGE):
+        while page := self.store.interactions_after(self.traffic_position, PAGE):
             for position, interaction in page:
                 self._sort(position, interaction, used_through)
-            self._traffic_position = page[-1][0]
+            self.traffic_position = page[-1][0]
             if len(self.anchors) >= MAX_ANCHORS:  # what lies between the first answers and the last used ones is of no use
-                self._traffic_position = max(self._traffic_position, used_through - LOOK_BACK)
+                self.traffic_position = max(self.traffic_position, used_through - LOOK_BACK)
 
     def _sort(self, position: int, interaction: Interaction, used_through: int) -> None:
         if not _scored(interaction):
             return
         if len(self.anchors) < MAX_ANCHORS and interaction.policy_version == 0:
             self.anchors[interaction.id] = interaction
+        if interaction.policy_version:
+            self.newest.append((position, interaction))
         if held_out(interaction.id):
             self.held_out[interaction.id] = interaction
             if len(self.held_out) > MAX_HELD_OUT:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from attune import halt
 from attune.errors import RegistryError
 from attune.registry import Registry
 from attune.types import ArtifactKind
@@ -44,11 +45,13 @@ async def status(request: Request, caller: Known) -> dict[str, Any]:
     state = request.app.state
     counts = await asyncio.to_thread(state.views.counts)
     learned = await asyncio.to_thread(_learned, state)
+    halted = await asyncio.to_thread(halt.read, state.config.home)
     return {
         "base_model": state.config.model_identity,
         "policy_version": state.slots.live,
         "reward_version": state.scorer.reward.version,
         "votes": {"received": max(state.pending.received, counts.feedback), "stored": counts.feedback, "learned": learned},
+        "learner_stopped": list(halted.reasons) if halted else [],
         "store": {"interactions": counts.interactions, "orphans": counts.orphans, "dead_letters": counts.dead_letters},
         "versions": await asyncio.to_thread(_versions, state),
         "refused": [{"kind": k, "number": n, "reason": why} for (k, n), why in state.swapper.refused.items()],

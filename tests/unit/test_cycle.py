@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from attune import halt
 from attune.config import Config, LearnerSection, ModelSection
 from attune.frozen import Answer, FrozenBase, load_base, twin
 from attune.registry import Registry
@@ -272,3 +273,22 @@ def test_few_votes_wait_their_time(tmp_path: Path, tiny_model: Path) -> None:
     cycle.once()
     assert world.registry.champion("policy") == 1
     world.store.close()
+
+
+def test_a_tripwire_stops_the_policy_and_not_the_reward_model(world: World) -> None:
+    cycle = world.learner()
+    for version, text in ((0, "a full answer to question {n}"), (1, "")):  # the base, then a policy that learned to say nothing
+        for n in range(30):
+            made = world.interaction(version=version)
+            asked = ({"role": "user", "content": f"question {n}"},)
+            said = tuple(replace(c, text=text.format(n=n)) for c in made.candidates)
+            world.store.write([replace(made, messages=asked, candidates=said)])
+    world.votes(5)
+    cycle.once()
+    assert (world.registry.champion("reward"), world.registry.champion("policy")) == (1, 0)
+    halted = halt.read(world.config.home)
+    assert halted is not None
+    assert any("empty answers" in reason for reason in halted.reasons)
+    assert halt.resume(world.config.home) is not None
+    cycle.once()
+    assert world.registry.champion("policy") == 1  # what lies before the resume is not looked at again

@@ -1,0 +1,56 @@
+"""The learner's emergency stop: a file in the home folder that says why, written by a tripwire, taken away by an operator."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Why and when policy updates were stopped."""
+
+    reasons: tuple[str, ...]
+    policy_version: int
+    position: int
+    """Store position of the newest answer looked at: what lies before it is not looked at again."""
+    at: float
+
+
+def read(home: Path) -> Halt | None:
+    """Return the stop in force; None if learning goes on."""
+    try:
+        said = json.loads(_file(home).read_text())
+    except FileNotFoundError:
+        return None
+    return Halt(tuple(said["reasons"]), said["policy_version"], said["position"], said["at"])
+
+
+def stop(home: Path, reasons: Sequence[str], *, policy_version: int, position: int) -> None:
+    """Stop policy updates until `resume`."""
+    file = _file(home)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".new")
+    aside.write_text(json.dumps(asdict(Halt(tuple(reasons), policy_version, position, time.time())), indent=1))
+    aside.replace(file)
+
+
+def resume(home: Path) -> Halt | None:
+    """Let learning go on, and return what had stopped it; None if nothing had."""
+    halted = read(home)
+    if halted is not None:
+        _file(home).replace(_file(home).with_name("resumed.json"))
+    return halted
+
+
+def resumed_at(home: Path) -> int:
+    """Return the store position from which on answers are looked at, after the last resume; 0 if there was none."""
+    try:
+        return int(json.loads(_file(home).with_name("resumed.json").read_text())["position"])
+    except FileNotFoundError:
+        return 0
+
+
+def _file(home: Path) -> Path:
+    return home / "learner" / "stopped.json"

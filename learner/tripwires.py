@@ -1,0 +1,81 @@
+"""Whether the answers themselves show that learning has gone wrong: pure, from texts, whatever the rewards say.
+
+The newest answers of learned policies are held against typical ones, of the base. A policy that has learned to say next to nothing, to go
+on for ever, to refuse, to repeat itself or to say the same to everybody trips a wire, and its learner stops until somebody has looked.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MIN_ANSWERS = 24
+"""Fewer than this say nothing yet."""
+LEAST_LENGTH, MOST_LENGTH = 0.1, 4.0
+"""Mean words, as a multiple of the typical."""
+MORE = 0.25
+"""By how much a share may exceed the typical one."""
+LEAST_DISTINCT = 0.35
+"""Different answers per different question."""
+_REFUSAL = re.compile(
+    r"\b(?:i(?:'m| am) (?:sorry|unable|not able)|i (?:cannot|can't|can not|won't)|as an ai|i do not have the ability)\b", re.IGNORECASE
+)
+_WORD = re.compile(r"\w+")
+
+
+Said = tuple[str, str]
+"""A question and an answer to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """How answers look: mean words, and shares of all answers; `distinct` is per different question, 1 at most."""
+
+    words: float
+    refusing: float
+    repeating: float
+    empty: float
+    distinct: float
+
+
+def looks(said: Sequence[Said]) -> Looks:
+    """Return how answers look; they must not be none."""
+    texts, count = [text for _, text in said], len(said)
+    return Looks(
+        words=sum(len(_WORD.findall(text)) for text in texts) / count,
+        refusing=sum(bool(_REFUSAL.search(text)) for text in texts) / count,
+        repeating=sum(_repeats(text) for text in texts) / count,
+        empty=sum(not text.strip() for text in texts) / count,
+        distinct=min(1.0, len({text.strip() for text in texts}) / len({question for question, _ in said})),
+    )
+
+
+def tripped(newest: Sequence[Said], typical: Sequence[Said]) -> list[str]:
+    """Return every wire that the newest answers tripped, in words; none while there are too few to say.
+
+    >>> tripped([(f"q{n}", "no") for n in range(40)], [(f"q{n}", f"a fine long answer number {n}") for n in range(40)])
+    ['distinct answers fell to 2% (typical: 100%)']
+    """
+    if len(newest) < MIN_ANSWERS or len(typical) < MIN_ANSWERS:
+        return []
+    now, usual = looks(newest), looks(typical)
+    reasons = []
+    if not LEAST_LENGTH * usual.words <= now.words <= MOST_LENGTH * usual.words:
+        reasons.append(f"answers have {now.words:.1f} words on average (typical: {usual.words:.1f})")
+    for name, share, before in (
+        ("refusals", now.refusing, usual.refusing),
+        ("answers that repeat themselves", now.repeating, usual.repeating),
+        ("empty answers", now.empty, usual.empty),
+    ):
+        if share > before + MORE:
+            reasons.append(f"{name} rose to {share:.0%} (typical: {before:.0%})")
+    if now.distinct < LEAST_DISTINCT < usual.distinct:
+        reasons.append(f"distinct answers fell to {now.distinct:.0%} (typical: {usual.distinct:.0%})")
+    return reasons
+
+
+def _repeats(text: str) -> bool:
+    said = [word.lower() for word in _WORD.findall(text)]
+    if any(a == b == c for a, b, c in zip(said, said[1:], said[2:], strict=False)):
+        return True
+    phrases = list(zip(said, said[1:], said[2:], strict=False))
+    return len(phrases) >= 8 and len(set(phrases)) < 0.7 * len(phrases)
