@@ -56,6 +56,8 @@ class ServeSection(_Section):
     token_lifetime_s: Positive = 7 * 24 * 3600.0
     fingerprint_tolerance_nats: Positive = 0.15
     """Largest mean |difference| between the engine's and the learner's log-probs of a new version."""
+    allowed_origins: list[str] = []
+    """Origins (`https://example.org`) whose pages may call this server from a browser; the server's own always may."""
     seed: int | None = None
 
 
@@ -225,7 +227,10 @@ def load(file: Path | None = None, environment: Mapping[str, str] | None = None)
         raise ConfigError(_explain(error)) from error
     if config.bus.kind == "kafka" and not config.bus.bootstrap:
         raise ConfigError("bus.bootstrap: name the broker as HOST:PORT, or set bus.kind to embedded")
-    return config.model_copy(update={"home": config.home.expanduser().absolute()})
+    home = config.home.expanduser().absolute()
+    if home.exists() and not home.is_dir():
+        raise ConfigError(f"home: {home} is a file; name a folder, or one that can be made (ATTUNE_HOME)")
+    return config.model_copy(update={"home": home})
 
 
 def as_toml(config: Config) -> str:

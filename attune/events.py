@@ -13,17 +13,36 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from attune.errors import InvalidRecord
 from attune.types import Candidate, Feedback, Interaction, Kind, Sampling, Withdrawal
 
 MAX_TEXT = 100_000
+MAX_NUMBER = 1e15
 SOURCE = "/attune/serve"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Identifier = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not hold the character NUL")
+    return _encodable(text)
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half of a surrogate pair, which is no character") from error
+    return text
+
+
+Label = Annotated[str, Field(max_length=200), AfterValidator(_storable)]
+"""A short text that becomes a column of its own, which not every database lets hold every character."""
+Identifier = Annotated[Label, Field(min_length=1)]
 Index = Annotated[int, Field(ge=0, le=15)]
 
 
@@ -93,9 +112,9 @@ class InteractionBody(_Body):
     reward_version: Annotated[int, Field(ge=0)]
     prompt_version: str
     seed: int | None = None
-    conversation_id: str | None = None
+    conversation_id: Label | None = None
     turn: int = 0
-    user: str | None = None
+    user: Label | None = None
 
     @model_validator(mode="after")
     def _shown_exists(self) -> "InteractionBody":
@@ -115,8 +134,8 @@ class FeedbackBody(_Body):
     value: Any
     choice: Index = 0
     received_at: Finite
-    aspect: Annotated[str, Field(max_length=100)] | None = None
-    user: Annotated[str, Field(max_length=200)] | None = None
+    aspect: Annotated[Label, Field(max_length=100)] | None = None
+    user: Label | None = None
 
     @field_validator("kind", mode="before")
     @classmethod
@@ -150,7 +169,7 @@ IMPLICIT = ("copied", "regenerated", "continued", "abandoned")
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -MAX_NUMBER <= value <= MAX_NUMBER
 
 
 def _is_index(value: Any) -> bool:
@@ -195,6 +214,8 @@ def check_value(kind: Kind, value: Any) -> None:
             good, form = _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"
     if not good:
         raise ValueError(f"the value of a {kind} must be {form}")
+    if isinstance(value, str):
+        _encodable(value)
 
 
 def candidates_named(kind: Kind, value: Any) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from attune.errors import Conflict, IllegalMove, RegistryError
+from attune.errors import ConfigError, Conflict, IllegalMove, RegistryError
 from attune.types import ArtifactKind, Promotion, State, Version
 
 MANIFEST = "manifest.json"
@@ -121,6 +121,18 @@ class Registry:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     raise RegistryError(f"{name} of {kind} version {number} is not the file that was published (sha256 differs)")
         return version
+
+    def check_base(self, identity: str) -> None:
+        """Raise `ConfigError` if versions here were trained on another base model than the one that is configured."""
+        kinds: tuple[ArtifactKind, ...] = ("policy", "reward")
+        for kind in kinds:
+            for number in self.numbers(kind)[-1:]:
+                trained_on = self.version(kind, number).base_model
+                if trained_on != identity:
+                    raise ConfigError(
+                        f"{self.root.parent} holds versions that were trained on {trained_on}, and the configuration names {identity}: "
+                        "go back to that model, or give this one a home folder of its own (--home or ATTUNE_HOME)"
+                    )
 
     def log(self) -> list[Promotion]:
         """Return all promotion records in order."""

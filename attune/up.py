@@ -20,11 +20,15 @@ from attune import demo_model, processes
 from attune.config import Config
 from attune.errors import ConfigError
 from attune.progress import Progress
+from attune.registry import Registry
+from attune.terms import Terms
 
 PROGRAMS = ("feedback", "learner", "serve")
 FIRST_PAUSE_S, LONGEST_PAUSE_S, HEALTHY_S = 1.0, 30.0, 60.0
 PATIENCE_S = 10.0
 CONFIG_EXIT = 2
+PRIVATE = 0o077
+"""What others may not do with files that we make: they hold what people wrote."""
 
 
 def pause_s(crashes: int) -> float:
@@ -112,6 +116,7 @@ def overrides(args: argparse.Namespace) -> dict[str, str]:
 
 def run(args: argparse.Namespace) -> int:
     """Start everything, say how to use it, and watch until told to stop."""
+    os.umask(PRIVATE)
     environment = {**os.environ, **overrides(args)}
     config = configuration.load(args.config, environment)
     environment |= {"ATTUNE_HOME": str(config.home)} | ({"ATTUNE_CONFIG": str(args.config)} if args.config else {})
@@ -122,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
             progress.note(f"ended {len(left)} processes that an earlier run left behind")
         environment["ATTUNE_SERVE__PORT"] = str(_free_port(config))
         config = configuration.load(args.config, environment)
+        Registry(config.registry_folder).check_base(config.model_identity)
+        Terms.load(config.terms)
         demo_model.ensure(config, progress.doing)
         programs = {name: [sys.executable, "-m", name] for name in PROGRAMS}
         supervisor = Supervisor(programs, config.home / "logs", config.home / "run" / "children.json", environment, progress.note)

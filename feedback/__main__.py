@@ -4,6 +4,7 @@ Exit codes: 0 stopped, 2 the configuration has to change, 3 too many bad events 
 """
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -31,6 +32,7 @@ def main() -> int:
     )
     parser.add_argument("--config", type=Path, help="TOML file; default: $ATTUNE_CONFIG, else ./attune.toml if there is one")
     file = parser.parse_args().config
+    os.umask(0o077)  # what people wrote is nobody else's business on this machine
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

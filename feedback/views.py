@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
+from attune.types import Feedback
 from feedback.database import fetch, open_engine, reading
 from feedback.models import FeedbackRow, InteractionRow
+from feedback.rows import vote_from
 from feedback.store import CHUNK, StoreCounts, StoredFeedback, count, select_stored, stored_from
 
 __all__ = ["InteractionSummary", "StoreCounts", "StoredFeedback", "Views"]
@@ -43,6 +45,17 @@ class Views:
         with reading(self._engine) as db:
             rows = fetch(db, select_stored().where(FeedbackRow.id == feedback_id))
         return stored_from(rows[0]) if rows else None
+
+    def orphan(self, feedback_id: str) -> Feedback | None:
+        """Return a vote that is stored and waits for its interaction."""
+        with reading(self._engine) as db:
+            rows = fetch(db, select(FeedbackRow.__table__).where(FeedbackRow.id == feedback_id, FeedbackRow.position.is_(None)))
+        return vote_from(rows[0]).feedback if rows else None
+
+    def newest_vote_at(self) -> float:
+        """Return when the newest vote in the store was received; 0 if there is none."""
+        with reading(self._engine) as db:
+            return float(db.execute(select(func.max(FeedbackRow.received_at))).scalar() or 0.0)
 
     def received_at(self, feedback_ids: Sequence[str]) -> list[float]:
         """Return when those of the votes that are in force were received."""

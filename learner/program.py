@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
     arguments = parser.parse_args(argv)
     setup_logging("learner")
+    os.umask(0o077)  # what people wrote is nobody else's business on this machine
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -46,10 +47,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_cycle(config: Config, stop: threading.Event) -> Cycle:
     """Return a cycle over the configured store and registry, resumed where the registry stands."""
+    registry = Registry(config.registry_folder)
+    registry.check_base(config.model_identity)
     store = Store.open(config.store_url)
     policy_base = load_base(config.model_folder, config.model.revision)
     base = FrozenBase(twin(policy_base))  # before the adapters go in
     learner = config.learner
     policy = Policy(policy_base, config.model, config.model_identity, learner.policy_lr, learner.seed)
     tokenizer = AutoTokenizer.from_pretrained(config.model_folder, revision=config.model.revision)
-    return Cycle(config, store, Registry(config.registry_folder), base, policy, tokenizer, stop)
+    return Cycle(config, store, registry, base, policy, tokenizer, stop)

@@ -53,11 +53,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: Config, data: Path, *, epochs: int, batch: int, learning_rate: float) -> int:
     """Publish a version taught from the file, and make it champion if it passes; return the exit status."""
+    registry = Registry(config.registry_folder)
+    registry.check_base(config.model_identity)
     tokenizer = AutoTokenizer.from_pretrained(config.model_folder, revision=config.model.revision)
     examples = read(data, tokenizer, config.model.max_context_tokens)
     held = examples[::HOLD_OUT_ONE_IN] if len(examples) > 1 else examples
     taught = [example for i, example in enumerate(examples) if i % HOLD_OUT_ONE_IN or len(examples) == 1]
-    progress, registry, started = Progress(sys.stderr), Registry(config.registry_folder), time.monotonic()
+    progress, started = Progress(sys.stderr), time.monotonic()
     progress.note(f"teaching {len(taught)} demonstrations, {len(held)} held out")
     live = registry.champion("policy")
     policy = Policy(

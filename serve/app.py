@@ -1,8 +1,9 @@
 """The HTTP application: our routes and no others, one form of error, a bound on every body, a count of every request."""
 
+import re
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attune.errors import Conflict, IllegalMove, InvalidRecord, RegistryError, RequestError, Unavailable
@@ -18,6 +20,9 @@ from serve import metrics
 from serve.routes import chat, feedback, models, page, status, versions
 
 log = structlog.get_logger()
+
+ODD = re.compile(r"[^\w]")
+"""What pydantic's own names of a value's readings have, and no field of ours."""
 
 
 class BodyLimit:
@@ -64,28 +69,33 @@ def make_app(state: dict[str, Any]) -> FastAPI:
         app.include_router(routes.router)
     app.add_middleware(BodyLimit, limit=app.state.config.serve.max_body_bytes)
     app.middleware("http")(_observe)
+    if origins := app.state.config.serve.allowed_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"])
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(Unavailable, _unavailable)
     app.add_exception_handler(InvalidRecord, _invalid)
     app.add_exception_handler(RegistryError, _registry_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
     return app
 
 
 async def _observe(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
     ident = request.headers.get("x-request-id", "")[:100] or uuid.uuid4().hex
-    response = await call_next(request)
+    try:
+        response = await call_next(request)
+    except Exception as error:  # noqa: BLE001 (here, and not by a handler of the framework's: that would have uvicorn log the message too)
+        response = _unexpected(request, error)
     route = request.scope.get("route")
     metrics.REQUESTS.labels(getattr(route, "path", "unknown"), response.status_code).inc()
     response.headers["x-request-id"] = ident
     return response
 
 
-def _answer(error: RequestError) -> JSONResponse:
-    headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
-    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+def _answer(error: RequestError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    error.message = error.message.encode("utf-8", "replace").decode()  # it may quote half of a surrogate pair
+    challenge = {"www-authenticate": "Bearer"} if error.status == 401 else {}
+    return JSONResponse(error.body(), status_code=error.status, headers={**challenge, **(headers or {})})
 
 
 async def _request_error(request: Request, error: Exception) -> JSONResponse:
@@ -112,8 +122,8 @@ async def _registry_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "header", "path")]
+    first = max(error.errors(), key=lambda e: len(e["loc"]))  # of several readings of a value the one that came furthest
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "header", "path") and not ODD.search(str(part))]
     if first["type"] == "json_invalid":
         return _answer(RequestError("The body is not valid JSON.", code="invalid_json"))
     message = str(first["msg"]).removeprefix("Value error, ")
@@ -124,10 +134,11 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = f"There is no route {request.method} {request.url.path}." if error.status_code in (404, 405) else str(error.detail)
-    return _answer(RequestError(message, status=error.status_code, code="unknown_url" if error.status_code == 404 else None))
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+    return _answer(RequestError(message, status=error.status_code, code=code), error.headers)
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
     # The places, not the message: that might quote what a person wrote.
     places = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-4:]]
     log.error("request_failed", path=request.url.path, error=type(error).__name__, places=places)

@@ -13,7 +13,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-from vllm.exceptions import VLLMClientError
+from vllm.exceptions import GenerationError, VLLMClientError
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -57,6 +57,10 @@ class Chat:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # vLLM's own wrappers show up in brackets
             raise RequestError(f"{where}: {first['msg']}", param=where or None) from error
+        except GenerationError as error:
+            if "response_format" not in body and "tools" not in body:
+                raise
+            raise RequestError("The engine cannot follow this response_format or these tools.", param="response_format") from error
         except VLLMClientError as error:
             raise RequestError(str(error.args[0] if error.args else error), param=getattr(error, "parameter", None)) from error
         except (ValueError, TypeError, NotImplementedError, OverflowError) as error:

@@ -17,10 +17,9 @@ class Pending:
         self._votes: OrderedDict[str, Feedback] = OrderedDict()
         self._withdrawn: set[str] = set()
         self._keys: OrderedDict[str, tuple[str, str]] = OrderedDict()
-        self.received = 0
 
-    def event_id(self, key: str, content: str) -> str:
-        """Return the event id of a request sent under an idempotency key: the same for a repetition, and only for that.
+    def event_id(self, key: str, content: str, *, fresh: bool = False) -> str:
+        """Return the event id of a request sent under an idempotency key: the same for a repetition, and only for that (not if `fresh`).
 
         A repetition is recognised after a restart too, since the first id is a hash; other content under a used key is a change of
         mind, which a hash of the key alone would make the store drop after it was acknowledged.
@@ -28,8 +27,8 @@ class Pending:
         digest = hashlib.sha256(f"{key}\0{content}".encode()).hexdigest()[:32]
         with self._lock:
             last = self._keys.get(key)
-            if last is None or last[0] != digest:
-                self._keys[key] = (digest, digest if last is None else new_event_id())
+            if last is None or last[0] != digest or fresh:
+                self._keys[key] = (digest, digest if last is None and not fresh else new_event_id())
                 while len(self._keys) > self._limit:
                     self._keys.popitem(last=False)
             return self._keys[key][1]
@@ -37,7 +36,6 @@ class Pending:
     def add(self, feedback: Feedback) -> None:
         """Remember a vote that was just made durable."""
         with self._lock:
-            self.received += 1
             self._withdrawn.discard(feedback.id)
             self._votes[feedback.id] = feedback
             self._votes.move_to_end(feedback.id)
@@ -49,6 +47,16 @@ class Pending:
         """Return a vote that is among the newest and was not withdrawn."""
         with self._lock:
             return None if ident in self._withdrawn else self._votes.get(ident)
+
+    def withdrawn(self, ident: str) -> bool:
+        """Whether a vote was taken back and not given again, as far as is remembered."""
+        with self._lock:
+            return ident in self._withdrawn
+
+    def since(self, moment: float) -> int:
+        """Return how many votes among the newest were received after a moment (seconds since the epoch) and not taken back."""
+        with self._lock:
+            return sum(vote.received_at > moment and ident not in self._withdrawn for ident, vote in self._votes.items())
 
     def withdraw(self, ident: str) -> None:
         """Remember that a vote was taken back."""

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import socket
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
     arguments = parser.parse_args(argv)
     setup_logging("serve")
+    os.umask(0o077)  # what people write is nobody else's business on this machine
     try:
         config = configuration.load(arguments.config)
         Terms.load(config.terms)
@@ -57,6 +59,7 @@ def _registry(config: Config) -> Registry:
     registry = Registry(config.registry_folder)
     try:
         registry.log()
+        registry.check_base(config.model_identity)
     except RegistryError as error:
         raise ConfigError(f"{config.registry_folder}: {error}") from error
     return registry

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from attune.events import check_value
+from attune.events import Identifier, Label, check_value
 from attune.types import Kind
 
 MAX_CANDIDATES = 16
@@ -48,13 +48,13 @@ class ChatRequest(_Open):
     """OpenAI's chat completion request plus Attune's extensions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    model: str = "attune"
+    model: Label = "attune"
     n: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = 1
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -62,19 +62,19 @@ class ChatRequest(_Open):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=300)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     response_format: dict[str, Any] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     tool_choice: Any = None
-    user: Annotated[str, Field(max_length=200)] | None = None
+    user: Label | None = None
     # Attune's own
     candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] | None = None
     rerank: Literal["full", "off"] = "full"
     objectives: Annotated[dict[str, Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]], Field(max_length=32)] | None = None
-    conversation_id: Annotated[str, Field(max_length=200)] | None = None
+    conversation_id: Label | None = None
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> "ChatRequest":
@@ -91,12 +91,12 @@ class FeedbackRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    interaction_id: Annotated[str, Field(min_length=1, max_length=200)]
+    interaction_id: Identifier
     kind: Kind
     value: Any
     choice: Annotated[int, Field(ge=0, lt=MAX_CANDIDATES)] = 0
-    user: Annotated[str, Field(max_length=200)] | None = None
-    aspect: Annotated[str, Field(max_length=100)] | None = None
+    user: Label | None = None
+    aspect: Annotated[Label, Field(max_length=100)] | None = None
     token: Annotated[str, Field(max_length=2000)] | None = None
 
     @model_validator(mode="after")

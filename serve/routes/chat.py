@@ -76,7 +76,7 @@ def _ask(body: ChatRequest, state: Any, session_user: str | None) -> Ask:
 
 def _version(model: str) -> int | None:
     name, _, number = model.partition("@")
-    if name != "attune" or ("@" in model and not (number.isascii() and number.isdigit())):
+    if name != "attune" or ("@" in model and not (number.isascii() and number.isdigit() and len(number) <= 18)):
         raise RequestError(f"The model `{model}` does not exist.", status=404, param="model", code="model_not_found")
     return int(number) if number else None
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 import structlog
@@ -35,9 +36,10 @@ async def give(
     if summary is not None:
         _check_against(body, summary)
         user = user or summary.user
+    ident = feedback_id(body.interaction_id, user, body.kind, body.aspect, body.choice)
     feedback = Feedback(
-        id=feedback_id(body.interaction_id, user, body.kind, body.aspect, body.choice),
-        event_id=new_event_id() if idempotency_key is None else _event_id(state, idempotency_key, body, user),
+        id=ident,
+        event_id=new_event_id() if idempotency_key is None else await _event_id(state, ident, idempotency_key, body, user),
         interaction_id=body.interaction_id,
         kind=body.kind,
         value=body.value,
@@ -57,7 +59,10 @@ async def show(ident: str, request: Request, caller: Known) -> JSONResponse:
     """Show how far a vote has come."""
     state = request.app.state
     held = state.pending.get(ident)
-    found = receipt(ident, await _stored(state, ident, held), held, state.registry, state.slots)
+    stored = await _stored(state, ident, held)
+    if held is None and stored is None:
+        held = await asyncio.to_thread(state.views.orphan, ident)
+    found = receipt(ident, stored, held, state.registry, state.slots)
     if found is None:
         raise RequestError(f"There is no feedback `{ident}`.", status=404, param="id", code="feedback_not_found")
     return JSONResponse(found)
@@ -136,6 +141,11 @@ def _check_against(body: FeedbackRequest, summary: Summary) -> None:
         raise RequestError(f"this reply has choices 0 to {len(summary.shown) - 1}", param="choice")
 
 
-def _event_id(state: Any, key: str, body: FeedbackRequest, user: str | None) -> str:
+async def _event_id(state: Any, ident: str, key: str, body: FeedbackRequest, user: str | None) -> str:
+    """Return the same id for a repeated request; a vote that was withdrawn since is no repetition."""
     content = json.dumps([body.interaction_id, user, body.kind, body.value, body.choice, body.aspect], sort_keys=True)
-    return str(state.pending.event_id(f"{state.secrets.key_id}:{key}", content))
+    withdrawn = state.pending.withdrawn(ident)
+    with suppress(Unavailable):  # the store is away: the memory of this server has to do
+        stored = await asyncio.to_thread(state.views.receipt, ident)
+        withdrawn = withdrawn or (stored is not None and not stored.in_force and state.pending.get(ident) is None)
+    return str(state.pending.event_id(f"{state.secrets.key_id}:{key}", content, fresh=withdrawn))

@@ -44,13 +44,14 @@ async def status(request: Request, caller: Known) -> dict[str, Any]:
     """Show what is live, what was refused, and how far the votes have come."""
     state = request.app.state
     counts = await asyncio.to_thread(state.views.counts)
+    on_their_way = state.pending.since(await asyncio.to_thread(state.views.newest_vote_at))
     learned = await asyncio.to_thread(_learned, state)
     halted = await asyncio.to_thread(halt.read, state.config.home)
     return {
         "base_model": state.config.model_identity,
         "policy_version": state.slots.live,
         "reward_version": state.scorer.reward.version,
-        "votes": {"received": max(state.pending.received, counts.feedback), "stored": counts.feedback, "learned": learned},
+        "votes": {"received": counts.feedback + counts.orphans + on_their_way, "stored": counts.feedback, "learned": learned},
         "learner_stopped": list(halted.reasons) if halted else [],
         "store": {"interactions": counts.interactions, "orphans": counts.orphans, "dead_letters": counts.dead_letters},
         "versions": await asyncio.to_thread(_versions, state),

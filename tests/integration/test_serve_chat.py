@@ -159,6 +159,22 @@ MISTAKES = [
     ("POST", "/v1/load_lora_adapter", {}, 404, None),
     ("POST", "/v1/completions", {"prompt": "x"}, 404, None),
     ("GET", CHAT, None, 405, None),
+    ("POST", CHAT, {"messages": HELLO, "model": "attune@" + "9" * 5000}, 400, "model"),
+    ("POST", CHAT, {"messages": HELLO, "model": "attune@" + "9" * 100}, 404, "model"),
+    ("POST", CHAT, {"messages": HELLO, "model": "\ud800"}, 400, "model"),
+    ("POST", CHAT, {"messages": HELLO, "conversation_id": "a\0"}, 400, "conversation_id"),
+    ("POST", CHAT, {"messages": HELLO, "top_k": 10**30}, 400, "top_k"),
+    ("POST", CHAT, {"messages": HELLO, "objectives": {"nothing": 1.0}}, 400, "objectives"),
+    (
+        "POST",
+        CHAT,
+        {"messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}},
+        400,
+        None,
+    ),
+    ("POST", "/v1/feedback", {"interaction_id": "i", "kind": "comment", "value": "\ud800"}, 400, None),
+    ("POST", "/v1/feedback", {"interaction_id": "i", "kind": "implicit", "value": {"dwell": 10**400}}, 400, None),
+    ("POST", "/v1/feedback", {"interaction_id": "i", "kind": "thumb", "value": 1, "aspect": "a\0"}, 400, "aspect"),
     ("POST", CHAT, {"messages": HELLO, "max_tokens": 513}, 400, "max_tokens"),
     ("POST", CHAT, {"messages": HELLO, "top_logprobs": 21}, 400, "top_logprobs"),
     ("POST", CHAT, {"messages": HELLO, "logit_bias": {"99999": 1}}, 400, None),
@@ -184,7 +200,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("method", "path", "body", "status", "param"), MISTAKES)
 def test_mistakes_are_answered_as_openai_does(bench: Bench, method: str, path: str, body: object, status: int, param: str | None) -> None:
     with bench.http() as http:
-        response = http.request(method, path, json=body)
+        response = http.request(method, path, content=json.dumps(body), headers={"content-type": "application/json"})
     error = response.json()["error"]
     assert response.status_code == status, error
     assert set(error) == {"message", "type", "param", "code"}
@@ -192,6 +208,7 @@ def test_mistakes_are_answered_as_openai_does(bench: Bench, method: str, path: s
     if param:
         assert error["param"] == param
     assert response.headers["x-request-id"]
+    assert ("allow" in response.headers) == (status == 405)
 
 
 @pytest.mark.parametrize("key", [None, "sk-attune-00000000-wrong", "nonsense"])

@@ -160,3 +160,25 @@ def test_the_page_has_a_session_of_its_own_on_this_machine_only(bench: Bench) ->
         assert http.get("/v1/models", headers={"Host": "evil.example"}).status_code == 401
     with bench.http(None) as http:
         assert "set-cookie" not in http.get("/", headers={"Host": "evil.example"}).headers
+
+
+def test_a_vote_given_again_after_it_was_taken_back_counts(bench: Bench) -> None:
+    ident, headers = answer(bench)["interaction_id"], {"Idempotency-Key": "k-again"}
+    first = vote(bench, ident, headers=headers).json()["id"]
+    receipt(bench, first, "stored")
+    with bench.http() as http:
+        assert http.delete(f"/v1/feedback/{first}").status_code == 202
+    receipt(bench, first, "withdrawn")
+    assert vote(bench, ident, headers=headers).json() == {"id": first, "status": "received"}
+    receipt(bench, first, "stored")
+
+
+def test_votes_that_are_replaced_or_taken_back_are_received_once(bench: Bench) -> None:
+    ident = answer(bench)["interaction_id"]
+    with bench.http() as http:
+        before = http.get("/v1/attune/status").json()["votes"]
+        for value in (1, -1, 1):
+            last = vote(bench, ident, value=value).json()["id"]
+        receipt(bench, last, "stored")
+        now = http.get("/v1/attune/status").json()["votes"]
+    assert now["received"] - before["received"] == now["stored"] - before["stored"] == 1

@@ -53,3 +53,9 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:
 def test_what_is_loaded_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         config.load(None, {}).serve.port = 1  # type: ignore[misc]
+
+
+def test_a_home_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="is a file; name a folder"):
+        config.load(None, {"ATTUNE_HOME": str(tmp_path / "file")})

@@ -17,7 +17,7 @@ from tests.suites.events import interaction, vote, withdrawal
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 
-words = st.text(min_size=1, max_size=40)
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40)
 # Lone surrogates are no text that UTF-8 can carry; what hypothesis makes of `text()` leaves them out.
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 moments = st.floats(0, 4e9)
@@ -170,3 +170,18 @@ def test_comparisons_and_rankings_name_their_candidates() -> None:
 
 def test_the_published_schemas_are_those_of_the_code() -> None:
     assert {path.name: path.read_text() for path in SCHEMAS.glob("*.json")} == schemas()
+
+
+@pytest.mark.parametrize("text", ["a\0b", "half of a pair: \ud800"])
+def test_what_no_database_takes_is_refused_before_it_is_acknowledged(text: str) -> None:
+    plain = Feedback("f", "e", "i", Kind.THUMB, 1, 0, 1.0)
+    for bad in (replace(plain, aspect=text), replace(plain, user=text), replace(plain, interaction_id=text)):
+        with pytest.raises(InvalidRecord):
+            encode(bad)
+
+
+def test_numbers_and_texts_that_json_can_say_and_nobody_can_keep() -> None:
+    with pytest.raises(ValueError, match="dwell"):
+        check_value(Kind.IMPLICIT, {"dwell": 10**400})
+    with pytest.raises(ValueError, match="surrogate"):
+        check_value(Kind.COMMENT, "\ud800")

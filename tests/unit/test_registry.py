@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from attune.errors import Conflict, IllegalMove, RegistryError
+from attune.errors import ConfigError, Conflict, IllegalMove, RegistryError
 from attune.registry import MOVES, Registry
 from attune.types import State, Version
 
@@ -155,3 +155,12 @@ def test_publishing_at_once_gives_every_writer_a_number_of_its_own(tmp_path: Pat
     assert registry.numbers("policy") == [1, 2, 3, 4, 5]
     for number in registry.numbers("policy"):
         assert registry.verify("policy", number).number == number
+
+
+def test_versions_of_another_base_model_are_not_taken_over(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    registry.check_base("anything")
+    registry.publish("policy", {"x": b""}, parent=0, base_model="one", base_revision="", trained_through=0, report={})
+    registry.check_base("one")
+    with pytest.raises(ConfigError, match="trained on one, and the configuration names other"):
+        registry.check_base("other")

@@ -176,6 +176,8 @@ def test_an_idempotency_key_marks_repetitions_only() -> None:
     assert pending.event_id("k", "down") == second
     assert pending.event_id("k", "up") not in (first, second)  # up, down, up: the last word counts
     assert pending.event_id("other", "up") not in (first, second)
+    again = Pending()
+    assert again.event_id("k", "up", fresh=True) != first  # taken back since: no repetition
 
 
 @given(st.integers(1, 50), st.lists(st.integers(0, 60), max_size=16), st.integers(1, 200))
