@@ -95,6 +95,10 @@ class LearnerSection(_Section):
     max_vote_wait_s: Positive = 60.0
     """A vote is learned after this long even if there are fewer than `min_votes_per_update`."""
     max_groups_per_update: Count = 16
+    top_up_groups: Annotated[int, Field(ge=0)] = 4
+    """Where traffic gives an update fewer groups than this, prompts just voted on are answered anew, if serve has time; 0: never."""
+    serve_url: str = ""
+    """Where serve answers the learner; empty: on this machine, at `serve.port`."""
     threads: Count = 1
     nice: Annotated[int, Field(ge=0, le=19)] = 10
     policy_lr: Positive = 3e-4

@@ -22,6 +22,10 @@ class Kind(StrEnum):
     OUTCOME = "outcome"
 
 
+LEARNING = "attune:learning"
+"""The conversation of answers that nobody asked for: the learner had them drawn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the candidates of one interaction were drawn."""

@@ -6,7 +6,7 @@ votes and rollouts of a version that was not judged are used again, those of a j
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,25 @@ from learner.sft import Example
 
 log = structlog.get_logger()
 
+TOP_UP_WAIT_S = 15.0
+"""How long rollouts that were drawn for us may take through bus and store."""
+
 
 class Cycle:
     """One learner over one store and one registry."""
 
     def __init__(
-        self, config: Config, store: Store, registry: Registry, base: FrozenBase, policy: Policy, tokenizer: Any, stop: threading.Event
+        self,
+        config: Config,
+        store: Store,
+        registry: Registry,
+        base: FrozenBase,
+        policy: Policy,
+        tokenizer: Any,
+        stop: threading.Event,
+        top_up: Callable[[Sequence[Interaction]], int] = lambda prompts: 0,
     ) -> None:
+        """`top_up` has the prompts of interactions answered anew and returns how many were."""
         self.config, self.registry, self.base, self.policy, self.tokenizer = config, registry, base, policy, tokenizer
         self.journal = Journal(store, self._complete)
         self.prequential, self.terms = Prequential(), Terms.load(config.terms)
@@ -48,6 +60,7 @@ class Cycle:
         self.stop = stop
         self._live = 0
         self._waiting_since: float | None = None
+        self._top_up, self._topped_until, self._idle_until = top_up, None, 0.0
         self.at = standing.read(registry)
         self._follow()
         log.info("learner_resumed", policy_version=self.at.policy, reward_version=self.at.reward, trained_through=self.at.trained_through)
@@ -73,9 +86,9 @@ class Cycle:
         news = self.journal.refresh(self.at.used_through)
         self._predict({ident for position, ident in news if position > self.at.reward_through})
         refitted = self.journal.position > self.at.reward_through and self._learn_reward()
-        if self._due() and not self._stopped_by_a_wire():
+        if self._due() and not self._stopped_by_a_wire() and not self._awaits_rollouts():
             self._learn_policy()
-            self._waiting_since = None
+            self._waiting_since = self._topped_until = None
             return True
         return refitted
 
@@ -103,13 +116,27 @@ class Cycle:
 
     def _due(self) -> bool:
         waiting = len(self.journal.votes_after(self.at.tried_through))
-        if not waiting or not self.journal.waiting or not self.reward.version:
+        now = time.monotonic()
+        idle = not self.journal.waiting and (not self.config.learner.top_up_groups or now < self._idle_until)
+        if not waiting or idle or not self.reward.version:
             self._waiting_since = None
             return False
-        now = time.monotonic()
         self._waiting_since = self._waiting_since or now
         settings = self.config.learner
         return waiting >= settings.min_votes_per_update or now - self._waiting_since >= settings.max_vote_wait_s
+
+    def _awaits_rollouts(self) -> bool:
+        """Whether traffic gave too few rollouts and more are on their way, drawn for us from the prompts just voted on."""
+        settings, now = self.config.learner, time.monotonic()
+        have = sum(unusable(i, self._live, settings.max_staleness_versions) is None for _, i in self.journal.waiting.values())
+        if have >= settings.top_up_groups:
+            return False
+        if self._topped_until is None:
+            made = self._top_up(self.journal.newest_prompts(settings.top_up_groups - have))
+            self._topped_until = now + (TOP_UP_WAIT_S if made else 0.0)
+            if not made:
+                self._idle_until = now + settings.max_vote_wait_s
+        return now < self._topped_until
 
     def _stopped_by_a_wire(self) -> bool:
         """Whether policy updates are stopped, by now or since earlier; reward versions go on."""
@@ -217,7 +244,7 @@ class Cycle:
     def _rollouts(self) -> tuple[list[Rollout], int]:
         """Return the newest usable groups and the position through which interactions are used up by taking them."""
         settings, chosen = self.config.learner, list[Rollout]()
-        through = max(position for position, _ in self.journal.waiting.values())
+        through = max((position for position, _ in self.journal.waiting.values()), default=self.at.used_through)
         for _, interaction in reversed(self.journal.waiting.values()):
             reason = unusable(interaction, self._live, settings.max_staleness_versions)
             rollout = None if reason else make_rollout(interaction, self.reward, settings.pessimism, self.terms)

@@ -114,6 +114,17 @@ class Journal:
             return None
         return Typical(unpack([c.features or b"" for c in candidates]), [c.text for c in candidates])
 
+    def newest_prompts(self, count: int) -> list[Interaction]:
+        """Return interactions with different prompts that were voted on last, and that more rollouts could be drawn like."""
+        found: dict[tuple[int, ...], Interaction] = {}
+        for _, feedback in reversed(self.votes.values()):
+            interaction = self.judged.get(feedback.interaction_id)
+            if interaction is not None and interaction.sampling.train_grade and not held_out(interaction.id):
+                found.setdefault(interaction.prompt_token_ids, interaction)
+            if len(found) >= count:
+                break
+        return list(found.values())[:count]
+
     def votes_after(self, position: int) -> list[str]:
         """Return ids of votes in force that changed after a store position."""
         return [ident for ident, (at, _) in self.votes.items() if at > position]

@@ -20,6 +20,7 @@ from attune.telemetry import setup_logging
 from feedback.store import Store
 from learner.cycle import Cycle
 from learner.policy import Policy
+from learner.top_up import TopUp
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,4 +56,4 @@ def make_cycle(config: Config, stop: threading.Event) -> Cycle:
     learner = config.learner
     policy = Policy(policy_base, config.model, config.model_identity, learner.policy_lr, learner.seed)
     tokenizer = AutoTokenizer.from_pretrained(config.model_folder, revision=config.model.revision)
-    return Cycle(config, store, registry, base, policy, tokenizer, stop)
+    return Cycle(config, store, registry, base, policy, tokenizer, stop, TopUp(config).ask)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from attune.types import Interaction, Version
+from attune.types import LEARNING, Interaction, Version
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 60.0)
 
@@ -12,6 +12,7 @@ REQUESTS = Counter("attune_requests_total", "HTTP requests by route and status."
 REQUEST_SECONDS = Histogram("attune_request_seconds", "Time to the end of a chat reply.", buckets=SECONDS)
 CANDIDATES = Counter("attune_candidates_total", "Candidates sampled.")
 TOKENS = Counter("attune_tokens_total", "Tokens sampled, all candidates together.")
+LEARNING_TOKENS = Counter("attune_learning_tokens_total", "Tokens sampled for learning alone; 0 while traffic suffices.")
 SCORER_SECONDS = Histogram("attune_scorer_seconds", "Frozen pass and scoring of one request's candidates.", buckets=SECONDS)
 SCORER_FAILURES = Counter("attune_scorer_failures_total", "Requests answered without scores because the scorer failed.")
 FEEDBACK = Counter("attune_feedback_received_total", "Votes acknowledged, by kind.", ["kind"])
@@ -38,7 +39,10 @@ LOOP_FAILURES = Counter("attune_serve_loop_failures_total", "Rounds of a backgro
 def observe(interaction: Interaction) -> None:
     """Count one answered request."""
     CANDIDATES.inc(len(interaction.candidates))
-    TOKENS.inc(sum(len(c.token_ids) for c in interaction.candidates))
+    tokens = sum(len(c.token_ids) for c in interaction.candidates)
+    TOKENS.inc(tokens)
+    if interaction.conversation_id == LEARNING:
+        LEARNING_TOKENS.inc(tokens)
 
 
 QUALITY = frozenset({"accuracy", "auroc", "spearman", "pearson", "ece", "predicted"})

@@ -22,7 +22,10 @@ async function answered(response) {
 async function call(path, options = {}) {
   const body = options.body === undefined ? undefined : JSON.stringify(options.body);
   const headers = { ...(body ? { "content-type": "application/json" } : {}), ...options.headers };
-  return answered(await fetch(path, { ...options, body, headers }));
+  const response = await fetch(path, { ...options, body, headers }).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("the server cannot be reached");
+  });
+  return answered(response);
 }
 
 export const status = async () => (await call("/v1/attune/status")).json();

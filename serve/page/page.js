@@ -38,7 +38,11 @@ function past() {
 }
 
 async function ask(question) {
-  if (running || !question.trim()) return;
+  if (!question.trim()) return;
+  if (running) {
+    say("One answer at a time: this one is still being written");
+    return;
+  }
   at("hello").hidden = true;
   running = new Turn(question.trim(), [...past(), { role: "user", content: question.trim() }], two.checked, room);
   turns.push(running);

@@ -1,15 +1,19 @@
 // The column of receipts: one entry per vote of this page, moved on as the server says how far the vote has come.
 
-import { receipt as fetchReceipt } from "/page/api.js";
-import { make } from "/page/dom.js";
+import { receipt as fetchReceipt, withdraw } from "/page/api.js";
+import { button, make } from "/page/dom.js";
 
-const FINAL = new Set(["live", "withdrawn", "rolled_back", "unusable"]);
+const KEPT = "attune-receipts";
+const MAX_KEPT = 100;
+
+const FINAL = new Set(["live", "withdrawn", "rolled_back", "unusable", "unknown"]);
 const seconds = (from, to) => `${Math.max(0, to - from).toFixed(to - from < 10 ? 1 : 0)} s`;
 
 function sentence(state) {
   const { status, received_at: from } = state;
   if (status === "withdrawn") return "Taken back. The next versions will not learn from it.";
   if (status === "rolled_back") return `Policy ${state.policy_version} learned it and was rolled back.`;
+  if (status === "unknown") return "This server does not know the vote: it has another store than when you voted.";
   if (status === "unusable") return "Stored, but there is nothing in it that training can use.";
   if (status === "live") return `Live in policy ${state.policy_version}, ${seconds(from, state.live_since)} after your vote.`;
   if (state.policy_version != null) return `In policy ${state.policy_version}, which is about to go live.`;
@@ -33,14 +37,17 @@ export class Receipts {
     this.list = list;
     this.empty = empty;
     this.entries = new Map();
+    for (const [id, kind, question] of JSON.parse(sessionStorage.getItem(KEPT) || "[]")) this.add(id, kind, question, true);
   }
 
   /** Begin (or begin again, for a changed vote) the receipt of a vote that the server has acknowledged. */
-  add(id, kind, question) {
+  add(id, kind, question, kept = false) {
     const known = this.entries.get(id);
     const item = known ? known.item : make("li", { class: "receipt", "data-receipt": id });
     const state = { status: "received", received_at: Date.now() / 1000 };
-    this.entries.set(id, { item, kind, question, state });
+    this.entries.delete(id);
+    this.entries.set(id, { item, kind, question, state, kept });
+    sessionStorage.setItem(KEPT, JSON.stringify([...this.entries].slice(-MAX_KEPT).map(([key, entry]) => [key, entry.kind, entry.question])));
     this.list.prepend(item);
     this.empty.hidden = true;
     this.draw(this.entries.get(id));
@@ -51,7 +58,10 @@ export class Receipts {
     const waiting = [...this.entries.entries()].filter(([, entry]) => !FINAL.has(entry.state.status)).slice(-40);
     const fresh = [];
     await Promise.all(waiting.map(async ([id, entry]) => {
-      const state = await fetchReceipt(id);
+      const state = await fetchReceipt(id).catch((error) => {
+        if (error.status === 404) return { ...entry.state, status: "unknown" };
+        throw error;
+      });
       if (this.entries.get(id) !== entry) return;
       if (JSON.stringify(state) === JSON.stringify(entry.state)) return;
       if (state.status === "live" && entry.state.status !== "live") fresh.push(entry);
@@ -75,10 +85,19 @@ export class Receipts {
     return versions.filter((number) => number != null && number > before && number <= version).length;
   }
 
-  draw({ item, kind, question, state }) {
+  /** A vote from before the page was loaded anew has no answer to take it back at: its receipt offers it. */
+  async takeBack(entry) {
+    const id = entry.item.dataset.receipt;
+    await withdraw(id);
+    this.withdraw(id);
+  }
+
+  draw(entry) {
+    const { item, kind, question, state, kept } = entry;
     const what = make("p", { class: "what" }, [make("span", { class: "kind" }, [kind]), ` · ${question}`]);
     const row = make("ol", { class: "steps", "aria-hidden": "true" }, steps(state).map(([name, done]) => make("li", done ? { class: "done" } : {}, [name])));
     item.dataset.status = state.status;
     item.replaceChildren(what, row, make("p", { class: "sentence" }, [sentence(state)]));
+    if (kept && !["withdrawn", "unknown"].includes(state.status)) item.append(button("Take it back", {}, () => this.takeBack(entry)));
   }
 }

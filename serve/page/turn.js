@@ -26,9 +26,9 @@ class Answer {
     this.text.textContent = this.said;
   }
 
-  settle(cut) {
+  settle(cut, nothing = "(an empty answer)") {
     this.text.classList.remove("waiting");
-    this.text.textContent = this.said.trim() ? this.said.trim() + (cut ? " …" : "") : "(an empty answer)";
+    this.text.textContent = this.said.trim() ? this.said.trim() + (cut ? " …" : "") : nothing;
   }
 
   fail(message) {
@@ -83,7 +83,7 @@ export class Turn {
       this.told = await listen(request, this.answers, this.stopper.signal, `Choosing among ${CANDIDATES} answers`);
     } catch (error) {
       const stopped = error.name === "AbortError";
-      this.answers.forEach((answer) => (answer.said || stopped ? answer.settle(true) : answer.fail(`That did not work: ${error.message}`)));
+      this.answers.forEach((answer) => (answer.said || stopped ? answer.settle(true, "(stopped)") : answer.fail(`That did not work: ${error.message}`)));
       if (!stopped) this.answers[0].actions.append(button("Ask again", {}, () => this.room.again(this)));
       return false;
     } finally {

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from attune.config import Config
 from attune.errors import AttuneError, RequestError
-from attune.types import Interaction
+from attune.types import LEARNING, Interaction
 from serve import metrics
 from serve.access import Known
 from serve.answer import Ask
@@ -30,6 +30,8 @@ async def chat(body: ChatRequest, request: Request, caller: Known) -> Response:
     config = state.config.serve
     if len(body.messages) > config.max_messages:
         raise RequestError(f"at most {config.max_messages} messages are accepted", param="messages")
+    if body.purpose == "learning" and (state.active or caller.by != "key"):
+        raise RequestError("People are being answered; learning has to wait.", status=503, code="people_first")
     if state.active >= config.max_concurrent_requests:
         raise RequestError("The server is busy; try again in a moment.", status=503, code="overloaded")
     ask = _ask(body, state, caller.user)
@@ -69,7 +71,7 @@ def _ask(body: ChatRequest, state: Any, session_user: str | None) -> Ask:
         num_candidates=candidates,
         rerank=body.rerank == "full",
         user=state.secrets.pseudonym(body.user or session_user),
-        conversation_id=body.conversation_id,
+        conversation_id=LEARNING if body.purpose == "learning" else body.conversation_id,
         objectives=objectives,
     )
 

@@ -95,6 +95,16 @@ def test_a_vote_given_twice_is_taken_back(page: Page) -> None:
     expect(page.locator(".receipt")).to_have_attribute("data-status", "withdrawn")
 
 
+def test_votes_outlive_a_reload_and_can_still_be_taken_back(page: Page) -> None:
+    send(page, "Name a mountain.")
+    page.get_by_role("button", name="Good answer", exact=True).click()
+    expect(page.locator(".receipt")).not_to_have_attribute("data-status", "received", timeout=10_000)
+    page.reload()
+    expect(page.locator(".receipt")).to_contain_text("Name a mountain.")
+    page.get_by_role("button", name="Take it back").click()
+    expect(page.locator(".receipt")).to_have_attribute("data-status", "withdrawn")
+
+
 def test_an_answer_is_written_better_and_before_and_now_stand_side_by_side(page: Page, tmp_path: Path) -> None:
     send(page, "Suggest a name for a grey cat.")
     page.get_by_role("button", name="Write it better").click()

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -24,7 +24,7 @@ from learner.data import held_out
 from learner.policy import Policy
 from learner.ppo import Stopped
 
-QUICK = LearnerSection(min_votes_per_update=4, policy_lr=1e-3, optimizer_steps=1)
+QUICK = LearnerSection(min_votes_per_update=4, policy_lr=1e-3, optimizer_steps=1, top_up_groups=0)
 
 
 class World:
@@ -39,19 +39,21 @@ class World:
         self.random = Random(0)
         self.count, self.now = 0, 0.0
 
-    def learner(self, *, stopped: bool = False) -> Cycle:
+    def learner(self, *, stopped: bool = False, **more: Any) -> Cycle:
         """Start a learner, as after a restart: nothing but store, registry and home folder is kept."""
         policy = Policy(twin(self.network), self.config.model, "tiny", self.config.learner.policy_lr, 0)
         stop = threading.Event()
         if stopped:
             stop.set()
-        return Cycle(self.config, self.store, self.registry, self.base, policy, self.tokenizer, stop)
+        return Cycle(self.config, self.store, self.registry, self.base, policy, self.tokenizer, stop, **more)
 
-    def interaction(self, *, held: bool = False, version: int = 0, shift: float = 0.0, **more: Any) -> Interaction:
+    def interaction(
+        self, *, held: bool = False, version: int = 0, shift: float = 0.0, prompt: Sequence[int] | None = None, **more: Any
+    ) -> Interaction:
         """Make an answered request whose four candidates differ in length, drawn from (nearly) the base."""
         while held_out(f"i{self.count}") != held:
             self.count += 1
-        prompt = [self.random.randrange(10, 300) for _ in range(12)]
+        prompt = list(prompt or [self.random.randrange(10, 300) for _ in range(12)])
         answers = [[self.random.randrange(10, 300) for _ in range(length)] for length in (4, 8, 16, 24)]
         looks = self.base.look(prompt, [Answer(a, True) for a in answers], 0.7)
         candidates = tuple(
@@ -292,3 +294,45 @@ def test_a_tripwire_stops_the_policy_and_not_the_reward_model(world: World) -> N
     assert halt.resume(world.config.home) is not None
     cycle.once()
     assert world.registry.champion("policy") == 1  # what lies before the resume is not looked at again
+
+
+def test_thin_traffic_is_topped_up_from_the_prompts_just_voted_on(tmp_path: Path, tiny_model: Path) -> None:
+    world = World(tmp_path, tiny_model, QUICK.model_copy(update={"top_up_groups": 4}))
+    asked: list[tuple[int, ...]] = []
+
+    def top_up(prompts: Sequence[Interaction]) -> int:
+        asked.extend(p.prompt_token_ids for p in prompts)
+        world.store.write([world.interaction(prompt=p.prompt_token_ids) for p in prompts])
+        return len(prompts)
+
+    cycle = world.learner(top_up=top_up)
+    made = [world.interaction(), world.interaction()]
+    kinds = (Kind.RANKING, Kind.THUMB)
+    world.store.write([*made, *(world.vote(i, kind=kind, value=1 if kind is Kind.THUMB else (3, 2, 1, 0)) for i in made for kind in kinds)])
+    cycle.once()  # four votes are due, on two groups: two more are asked for
+    assert asked == [made[1].prompt_token_ids, made[0].prompt_token_ids]
+    assert world.registry.champion("policy") == 0
+    cycle.once()
+    assert world.registry.version("policy", 1).report["groups"] == 4
+    assert len(asked) == 2
+    world.store.close()
+
+
+def test_votes_wait_where_there_is_nothing_to_learn_from_and_nobody_to_ask(tmp_path: Path, tiny_model: Path) -> None:
+    world, calls = World(tmp_path, tiny_model, QUICK.model_copy(update={"top_up_groups": 4})), list[int]()
+
+    def turned_away(prompts: Sequence[Interaction]) -> int:
+        calls.append(len(prompts))
+        return 0
+
+    cycle = world.learner(top_up=turned_away)
+    world.votes(5)
+    cycle.once()
+    assert world.registry.champion("policy") == 1  # with what there is
+    late = [world.vote(i, kind=Kind.THUMB, value=1) for i in cycle.journal.judged.values()]
+    world.store.write(late)
+    for _ in range(4):
+        cycle.once()
+    assert world.registry.champion("policy") == 1
+    assert len(calls) == 1  # and not again and again
+    world.store.close()

@@ -1,0 +1,58 @@
+"""Rollouts on demand: prompts that people just voted on, answered anew by the live policy, when traffic alone gives too few to learn from.
+
+Asked of serve like any request, so that they travel and are stored like all rollouts; serve turns them away while a person waits.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import structlog
+
+from attune.config import Config
+from attune.types import Interaction
+from learner import metrics
+
+log = structlog.get_logger()
+
+TIMEOUT_S = 60.0
+
+
+class TopUp:
+    """The learner's own client of serve."""
+
+    def __init__(self, config: Config, transport: httpx.BaseTransport | None = None) -> None:
+        """`transport` stands in for the network in tests."""
+        serve, learner = config.serve, config.learner
+        host = "127.0.0.1" if serve.host in ("0.0.0.0", "", "::") else serve.host
+        self._key_file: Path = config.home / "api-key"
+        self._http = httpx.Client(base_url=learner.serve_url or f"http://{host}:{serve.port}", timeout=TIMEOUT_S, transport=transport)
+        self._candidates = serve.num_candidates
+
+    def ask(self, interactions: Sequence[Interaction]) -> int:
+        """Have the prompts of these interactions answered anew and return how many were; stops at the first that serve turns away."""
+        made = 0
+        for interaction in interactions:
+            try:
+                reply = self._http.post("/v1/chat/completions", json=self._body(interaction), headers=self._headers())
+                reply.raise_for_status()
+            except (httpx.HTTPError, OSError) as error:
+                metrics.TOP_UPS.labels("refused").inc()
+                log.info("top_up_refused", reason=type(error).__name__, made=made)
+                break
+            metrics.TOP_UPS.labels("made").inc()
+            made += 1
+        return made
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._key_file.read_text().strip()}"}
+
+    def _body(self, interaction: Interaction) -> dict[str, object]:
+        return {
+            "model": "attune",
+            "purpose": "learning",
+            "messages": [dict(message) for message in interaction.messages],
+            "candidates": max(2, self._candidates),
+            "temperature": interaction.sampling.temperature,
+            "max_tokens": interaction.sampling.max_tokens or None,
+        }
