@@ -58,6 +58,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     taught.add_argument("--epochs", default="2")
     taught.add_argument("--batch", default="4", help="demonstrations per optimizer step (default 4)")
     taught.add_argument("--learning-rate", default="2e-4")
+    again = command("replay", "rebuild versions from store and seeds, and compare", _replay)
+    again.add_argument("--until", required=True, metavar="VERSION", help="the last policy version to rebuild")
     model = commands.add_parser("model", help="the language model").add_subparsers(required=True, metavar="COMMAND")
     model.add_parser("prepare", help="make the demo model ready to load").set_defaults(run=_prepare)
     _kind(command("versions", "list published versions and where they stand", _versions))
@@ -88,9 +90,19 @@ def _exec(args: argparse.Namespace) -> int:
 
 def _sft(args: argparse.Namespace) -> int:
     demo_model.ensure(configuration.load(args.config), Progress(sys.stderr).note)
-    options = ["--data", args.data, "--epochs", args.epochs, "--batch", args.batch, "--learning-rate", args.learning_rate]
+    return _learner_command(
+        args, "sft_command", "--data", args.data, "--epochs", args.epochs, "--batch", args.batch, "--learning-rate", args.learning_rate
+    )
+
+
+def _replay(args: argparse.Namespace) -> int:
+    return _learner_command(args, "replay", "--until", args.until)
+
+
+def _learner_command(args: argparse.Namespace, module: str, *options: str) -> int:
     extra = ["--config", str(args.config)] if args.config else []
-    os.execv(sys.executable, [sys.executable, "-m", "learner.sft_command", *options, *extra])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # as the learner itself has it
+    os.execve(sys.executable, [sys.executable, "-m", f"learner.{module}", *options, *extra], environment)
 
 
 def _prepare(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from attune.frozen import Answer, FrozenBase
 from attune.registry import Registry
 from attune.reward import RewardModel
 from attune.terms import Terms
-from attune.types import Demonstration, Interaction, State, question
+from attune.types import ArtifactKind, Demonstration, Interaction, State, question
 from feedback.store import Store
 from learner import challenger, gate, metrics, ppo, reward_trainer, standing, tripwires
 from learner.challenger import Challenger
@@ -91,6 +91,16 @@ class Cycle:
             self._waiting_since = self._topped_until = None
             return True
         return refitted
+
+    def make(self, kind: ArtifactKind) -> None:
+        """Make the next version of a kind now, from what the store holds, whether it is due or not: for replaying the past."""
+        self._follow()
+        news = self.journal.refresh(self.at.used_through)
+        self._predict({ident for position, ident in news if position > self.at.reward_through})
+        if kind == "reward":
+            self._learn_reward()
+        else:
+            self._learn_policy()
 
     def _follow(self) -> None:
         """Stand on the champions: an operator may have rolled one back, or the last step promoted one."""
@@ -171,7 +181,7 @@ class Cycle:
             temperature=self.prequential.temperature(), debias=settings.debias,
         )  # fmt: skip
         foreseen = self.prequential.figures()
-        figures = report | foreseen | {"reliability": self.prequential.reliability()}
+        figures = report | foreseen | {"reliability": self.prequential.reliability()} | self._read_through()
         metrics.REWARD_FIT_SECONDS.observe(time.perf_counter() - started)
         metrics.show_quality(foreseen)
         events = tuple(self.journal.votes_after(self.at.reward_through))
@@ -194,7 +204,7 @@ class Cycle:
             return
         usable = (i for i in self.journal.held_out.values() if unusable(i, self._live, settings.max_staleness_versions) is None)
         held_out = [make_rollout(i, self.reward, settings.pessimism, self.terms) for i in usable]
-        about = {"groups": len(rollouts), "interactions_through": through}
+        about = {"groups": len(rollouts), "interactions_through": through, "used_from": self.at.used_through} | self._read_through()
         try:
             made = challenger.train(
                 self.policy, rollouts, held_out, settings,
@@ -303,6 +313,10 @@ class Cycle:
             "base_revision": self.config.model.revision or "",
             "trained_through": self.journal.position,
         }
+
+    def _read_through(self) -> dict[str, int]:
+        """Return what a replay has to know of the moment, beyond the votes."""
+        return {"traffic_through": self.journal.traffic_position}
 
     def _state_file(self, number: int) -> Path:
         return self.config.home / "learner" / f"state-{number:06d}.safetensors"

@@ -23,6 +23,7 @@ from learner.cycle import Cycle
 from learner.data import held_out
 from learner.policy import Policy
 from learner.ppo import Stopped
+from learner.replay import Replay
 
 QUICK = LearnerSection(min_votes_per_update=4, policy_lr=1e-3, optimizer_steps=1, top_up_groups=0)
 
@@ -30,11 +31,11 @@ QUICK = LearnerSection(min_votes_per_update=4, policy_lr=1e-3, optimizer_steps=1
 class World:
     """A store, a registry and a base model; people who like long answers."""
 
-    def __init__(self, folder: Path, model: Path, learner: LearnerSection = QUICK) -> None:
+    def __init__(self, folder: Path, model: Path, learner: LearnerSection = QUICK, dtype: torch.dtype = torch.float32) -> None:
         self.config = Config(home=folder, model=ModelSection(path=str(model)), learner=learner)
         self.store, self.registry = Store.open(f"sqlite:///{folder}/store.sqlite"), Registry(folder / "registry")
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.network = load_base(str(model), None, torch.float32)
+        self.network = load_base(str(model), None, dtype)
         self.base = FrozenBase(twin(self.network))
         self.random = Random(0)
         self.count, self.now = 0, 0.0
@@ -335,4 +336,29 @@ def test_votes_wait_where_there_is_nothing_to_learn_from_and_nobody_to_ask(tmp_p
         cycle.once()
     assert world.registry.champion("policy") == 1
     assert len(calls) == 1  # and not again and again
+    world.store.close()
+
+
+def test_versions_can_be_made_again_from_store_and_seeds(tmp_path: Path, tiny_model: Path) -> None:
+    world = World(tmp_path, tiny_model, dtype=torch.bfloat16)
+    cycle = world.learner()
+    for round_ in range(4):
+        for _ in range(2):
+            world.votes(3, version=cycle.at.policy)
+            cycle.once()
+        if round_ == 1:
+            world.registry.roll_back("policy", by="operator", reason="a matter of taste")
+        if round_ == 2:
+            cycle = world.learner()  # the learner was restarted
+    made = world.registry.numbers("policy")
+    assert len(made) >= 4
+    replay = Replay(world.config, tmp_path / "again")
+    outcomes = list(replay.until(made[-1]))
+    assert [(o.version.kind, o.version.number) for o in outcomes if o.version.kind == "policy"] == [("policy", n) for n in made]
+    assert [f"{o.version.kind} {o.version.number}" for o in outcomes if not o.same] == []
+    assert [o.state for o in outcomes][-1] is world.registry.state("policy", made[-1])
+
+    changed = world.vote(next(iter(cycle.journal.judged.values())), value=(0, 1, 2, 3))
+    world.store.write([changed])  # the past is not what it was
+    assert not all(o.same for o in Replay(world.config, tmp_path / "third").until(made[-1]))
     world.store.close()

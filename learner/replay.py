@@ -1,0 +1,135 @@
+"""`attune replay --until VERSION`: rebuild every version from store and seeds, in a folder aside, and compare.
+
+The promotion log says what happened in which order, each version's report how far store and traffic had been read; the same loop is driven
+through it again. On the same machine, with as many threads, the adapters are the same to the byte. A vote that was changed or withdrawn
+since is no longer what the version learned: then versions differ, and it is said from which one on.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from attune import config as configuration
+from attune.config import Config
+from attune.errors import AttuneError, ConfigError
+from attune.frozen import FrozenBase, load_base, twin
+from attune.registry import Registry
+from attune.telemetry import setup_logging
+from attune.types import Interaction, Promotion, State, Version
+from feedback.store import Store, StoredFeedback
+from learner.cycle import Cycle
+from learner.policy import Policy
+
+HASHED = {"policy": "adapter_model.safetensors", "reward": "reward.safetensors"}
+MADE_BY = "learner"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One version, made again."""
+
+    version: Version
+    same: bool
+    state: State
+
+
+class Past(Store):
+    """The store as it was: nothing beyond two positions is read."""
+
+    votes_through = 0
+    traffic_through = 0
+
+    def feedback_after(self, position: int, limit: int = 1000) -> list[StoredFeedback]:
+        """Return what had been stored of the votes after a position."""
+        return [row for row in super().feedback_after(position, limit) if row.position <= self.votes_through]
+
+    def interactions_after(self, position: int, limit: int = 1000) -> list[tuple[int, Interaction]]:
+        """Return what had been stored of the interactions after a position."""
+        return [row for row in super().interactions_after(position, limit) if row[0] <= self.traffic_through]
+
+
+class Replay:
+    """The learner's loop over a scratch registry, driven by the log of the real one."""
+
+    def __init__(self, config: Config, work: Path) -> None:
+        self.source, self.scratch = Registry(config.registry_folder), Registry(work / "registry")
+        store = Past.open(config.store_url)
+        assert isinstance(store, Past)
+        self.store = store
+        model = config.model.model_copy(update={"path": config.model_folder})
+        config = config.model_copy(update={"home": work, "model": model})
+        network = load_base(config.model_folder, config.model.revision)
+        base = FrozenBase(twin(network))
+        policy = Policy(network, config.model, config.model_identity, config.learner.policy_lr, config.learner.seed)
+        tokenizer = AutoTokenizer.from_pretrained(config.model_folder, revision=config.model.revision)
+        self.cycle = Cycle(config, self.store, self.scratch, base, policy, tokenizer, threading.Event())
+
+    def until(self, number: int) -> Iterator[Outcome]:
+        """Make versions again, in the order of the log, up to and with the policy of this number."""
+        for record in self.source.log():
+            if record.by == MADE_BY and record.move in (State.CHAMPION, State.REJECTED):
+                self._copy_unjudged(record)
+                yield self._again(record)
+            elif record.by != MADE_BY:
+                self._copy_unjudged(record, through=record.version)
+                self.scratch.move(record.kind, record.version, record.move, by=record.by, reason=record.reason)
+            if (record.kind, record.version) == ("policy", number) and record.move is not State.TRIAL:
+                return
+
+    def _again(self, record: Promotion) -> Outcome:
+        version = self.source.version(record.kind, record.version)
+        self.store.votes_through = version.trained_through
+        self.store.traffic_through = int(version.report["traffic_through"])
+        if record.kind == "policy":
+            self.cycle.at = replace(self.cycle.at, used_through=int(version.report["used_from"]))
+        self.cycle.make(record.kind)
+        made = self.scratch.version(record.kind, record.version)
+        name = HASHED[record.kind]
+        return Outcome(version, made.files[name] == version.files[name], self.scratch.state(record.kind, record.version))
+
+    def _copy_unjudged(self, record: Promotion, through: int | None = None) -> None:
+        """Take over versions that the loop did not make, or that nobody judged, so that numbers stay what they were."""
+        for number in self.source.numbers(record.kind):
+            if number < (record.version if through is None else through + 1) and number not in self.scratch.numbers(record.kind):
+                shutil.copytree(self.source.folder(record.kind, number), self.scratch.folder(record.kind, number))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Replay and say what came of it; 0: all the same, 1: some differ, 2: something needs a change."""
+    parser = argparse.ArgumentParser(prog="attune replay", description="Rebuild versions from store and seeds, and compare.")
+    parser.add_argument("--config", type=Path, help="configuration file (TOML)")
+    parser.add_argument("--until", type=int, required=True, metavar="VERSION", help="the last policy version to rebuild")
+    args = parser.parse_args(argv)
+    setup_logging("learner")
+    try:
+        config = configuration.load(args.config)
+        if args.until not in Registry(config.registry_folder).numbers("policy"):
+            raise ConfigError(f"there is no policy version {args.until}; `attune versions` lists them")
+        torch.set_num_threads(config.learner.threads)
+        with tempfile.TemporaryDirectory(prefix="attune-replay-", dir=os.environ.get("TMPDIR")) as work:
+            outcomes = [_said(outcome) for outcome in Replay(config, Path(work)).until(args.until)]
+    except AttuneError as error:
+        print(f"attune replay: {error}", file=sys.stderr)
+        return 2
+    same = sum(outcome.same for outcome in outcomes)
+    print(f"{same} of {len(outcomes)} versions are the same to the byte")
+    return 0 if same == len(outcomes) else 1
+
+
+def _said(outcome: Outcome) -> Outcome:
+    verdict = "the same" if outcome.same else "differs"
+    print(f"{outcome.version.kind} {outcome.version.number}: {verdict} ({outcome.state})", flush=True)
+    return outcome
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
