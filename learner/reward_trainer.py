@@ -22,6 +22,7 @@ STEPS = 30
 TOLERANCE_NATS = 1e-2
 JITTER = 1e-3
 NEGLIGIBLE_NATS = 10.0
+NEWEST_JUDGED, ENOUGH_JUDGED = 128, 32
 
 PROBES: Mapping[str, tuple[float, float, float, float]] = {
     "all": (0.6, 0.6, 0.6, 1.3),
@@ -107,7 +108,7 @@ def fit(
     scale = Scale(temperature, sum(float(s) * f.thumb_bias for s, f in zip(share, fits.values(), strict=True)))
     model = RewardModel(0, center_D, scale_D, mean_D.numpy(), particles_KD.numpy(), scale=scale)
     model, looks = _debiased(model, typical, debias)
-    model = replace(model, anchors=_anchors(model, typical, pessimism))
+    model = replace(model, anchors=_anchors(model, typical, pessimism, judged.features_MD[-NEWEST_JUDGED:]))
     report = {f"probe_{name}": round(float(s), 4) for name, s in zip(fits, share, strict=True)} | looks
     return model, report | {"temperature": round(temperature, 3)} | {"signals": float(len(judged.signals)), "answers": float(len(z_MD))}
 
@@ -229,8 +230,15 @@ def _debiased(model: RewardModel, typical: Typical, left_out: Sequence[str]) -> 
     return replace(model, debias=Debias(tuple(map(float, mean_S)), chosen)), report
 
 
-def _anchors(model: RewardModel, typical: Typical, pessimism: float) -> Anchors:
+def _anchors(model: RewardModel, typical: Typical, pessimism: float, judged_JD: Array | None = None) -> Anchors:
+    """Return the range of rewards: that of typical answers, and upwards what people have judged lately (J answers) and found good.
+
+    Without the latter a policy would earn nothing for being better than the best of the base's answers.
+    """
     mean_N, spread_N = model.judge(typical.features_ND)
     total_N = mean_N - pessimism * spread_N - model.debias.effect(typical.texts)
     low, high = np.percentile(total_N, [2, 98])
+    if judged_JD is not None and len(judged_JD) >= ENOUGH_JUDGED:
+        mean_J, spread_J = model.judge(judged_JD)
+        high = max(high, np.percentile(mean_J - pessimism * spread_J, 90))
     return Anchors(float(total_N.mean()), max(float(total_N.std()), 1e-3), float(low), float(high))
