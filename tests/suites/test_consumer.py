@@ -76,7 +76,10 @@ def test_events_become_rows_and_one_invalid_among_many_is_set_aside(bus: Bus, st
             Record("i1", encode(vote("e1")).headers, encode(vote("e1")).body.replace(b'"value":1', b'"value":7')),
             "the value of a thumb must be",
         ),
-        (Record("i1", encode(vote("e1")).headers, encode(vote("e1")).body.replace(b'"u1"', b'"u\\u0000"')), "must not hold the character NUL"),
+        (
+            Record("i1", encode(vote("e1")).headers, encode(vote("e1")).body.replace(b'"u1"', b'"u\\u0000"')),
+            "must not hold the character NUL",
+        ),
         (Record("", {}, b""), "unknown event type"),
     ],
 )
