@@ -8,6 +8,7 @@ import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from itertools import islice, takewhile
 
 import numpy as np
 
@@ -61,14 +62,12 @@ class Journal:
         self._read_traffic(used_through)
         news: list[tuple[int, str]] = []
         while page := self.store.feedback_after(self.position, PAGE):
-            missing = {row.feedback.interaction_id for row in page} - self.judged.keys()
-            for ident, interaction in self.store.interactions(missing).items():
-                self.judged[ident] = interaction if _scored(interaction) else self.complete(interaction)
             for row in page:
                 self._take(row.position, row.feedback, row.in_force)
             self.position = page[-1].position
             news += [(row.position, row.feedback.id) for row in page if row.in_force]
-        self._forget_unneeded()
+        if news or not self.judged:
+            self._fetch_judged()
         return news
 
     def forget_waiting(self, through: int) -> None:
@@ -78,7 +77,7 @@ class Journal:
 
     def signals(self, only: Collection[str] | None = None) -> list[Signal]:
         """Return the training signals of the newest votes in force, or only those of the feedback ids named."""
-        newest = [f for _, f in list(self.votes.values())[-MAX_VOTES:] if only is None or f.id in only]
+        newest = [f for f in self._newest() if only is None or f.id in only]
         return [s for f in newest if (i := self.judged.get(f.interaction_id)) for s in derive(i, f)]
 
     def judged_answers(self, edits: Mapping[str, bytes], weights: Mapping[str, float]) -> Judged:
@@ -102,7 +101,7 @@ class Journal:
 
     def weights(self, *, half_life_s: float, max_importance: float) -> dict[str, float]:
         """Return by feedback id how much each of the newest votes in force counts."""
-        newest = [(f, i) for _, f in list(self.votes.values())[-MAX_VOTES:] if (i := self.judged.get(f.interaction_id))]
+        newest = [(f, i) for f in self._newest() if (i := self.judged.get(f.interaction_id))]
         casts = [Cast(f.user, f.received_at, i.propensities[f.choice] if f.choice < len(i.propensities) else 1.0) for f, i in newest]
         counted = weigh(casts, half_life_s=half_life_s, max_importance=max_importance)
         return {feedback.id: weight for (feedback, _), weight in zip(newest, counted, strict=True)}
@@ -127,18 +126,25 @@ class Journal:
 
     def votes_after(self, position: int) -> list[str]:
         """Return ids of votes in force that changed after a store position."""
-        return [ident for ident, (at, _) in self.votes.items() if at > position]
+        newer = takewhile(lambda item: item[1][0] > position, reversed(self.votes.items()))  # the order is that of positions
+        return [ident for ident, _ in newer][::-1]
+
+    def _newest(self) -> list[Feedback]:
+        """Return the newest votes in force, oldest first: however many there are, no more than these are ever looked at."""
+        return [feedback for _, feedback in islice(reversed(self.votes.values()), MAX_VOTES)][::-1]
 
     def _take(self, position: int, feedback: Feedback, in_force: bool) -> None:
         self.votes.pop(feedback.id, None)
         if in_force:
             self.votes[feedback.id] = (position, feedback)
 
-    def _forget_unneeded(self) -> None:
-        """Keep the interactions of the newest votes only; a changed old vote brings its own back."""
+    def _fetch_judged(self) -> None:
+        """Have the interactions of the newest votes, and now and then forget the others."""
+        needed = {feedback.interaction_id for feedback in self._newest()}
+        for ident, interaction in self.store.interactions(needed - self.judged.keys()).items():
+            self.judged[ident] = interaction if _scored(interaction) else self.complete(interaction)
         if len(self.judged) > 2 * MAX_VOTES:
-            kept = {feedback.interaction_id for _, feedback in list(self.votes.values())[-MAX_VOTES:]}
-            self.judged = {ident: interaction for ident, interaction in self.judged.items() if ident in kept}
+            self.judged = {ident: interaction for ident, interaction in self.judged.items() if ident in needed}
 
     def _read_traffic(self, used_through: int) -> None:
         while page := self.store.interactions_after(self.traffic_position, PAGE):

@@ -1,5 +1,11 @@
 """What every test shares: the plugins that start real parts, and a summary that names those that were met."""
 
+import os
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before anything loads torch: its threads wait by spinning, against the real parts beside them
+
 import pytest
 
 from tests.fixtures import MET
