@@ -9,8 +9,13 @@ class Progress:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+        self._live = self._stream.isatty()  # whether somebody watches it change
         self._shown = ""
+
+    @property
+    def watched(self) -> bool:
+        """Whether the line is rewritten in place, on a terminal."""
+        return self._live
 
     def doing(self, text: str) -> None:
         """Show what is being done now; the same words with another number count as no change where lines are kept."""

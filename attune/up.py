@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 
 from attune import config as configuration
-from attune import demo_model, processes
+from attune import demo_model, live_line, processes
 from attune.config import Config
 from attune.errors import ConfigError
 from attune.progress import Progress
@@ -26,6 +27,7 @@ from attune.terms import Terms
 PROGRAMS = ("feedback", "learner", "serve")
 FIRST_PAUSE_S, LONGEST_PAUSE_S, HEALTHY_S = 1.0, 30.0, 60.0
 PATIENCE_S = 10.0
+LINE_EVERY_S = 2.0
 CONFIG_EXIT = 2
 PRIVATE = 0o077
 """What others may not do with files that we make: they hold what people wrote."""
@@ -137,9 +139,7 @@ def run(args: argparse.Namespace) -> int:
             _wait_ready(config, supervisor, progress)
             progress.done()
             print(welcome(config), flush=True)
-            while True:
-                supervisor.check(time.monotonic())
-                time.sleep(0.2)
+            _watch(config, supervisor, progress)
         except KeyboardInterrupt:
             progress.note("stopping")
             return 0
@@ -193,6 +193,19 @@ def _wait_ready(config: Config, supervisor: Supervisor, progress: Progress) -> N
             if httpx.get(base_url(config) + "/readyz", timeout=1.0).status_code == 200:
                 return
         time.sleep(0.25)
+
+
+def _watch(config: Config, supervisor: Supervisor, progress: Progress) -> NoReturn:
+    """Keep the programs running until interrupted; on a terminal, show how far learning has come."""
+    key, asked = (config.home / "api-key").read_text().strip(), 0.0
+    while True:
+        now = time.monotonic()
+        supervisor.check(now)
+        if progress.watched and now - asked >= LINE_EVERY_S:
+            if line := live_line.ask(base_url(config), key):
+                progress.doing(line)
+            asked = now
+        time.sleep(0.2)
 
 
 def _free_port(config: Config) -> int:

@@ -20,7 +20,7 @@ from attune.frozen import Answer, FrozenBase
 from attune.registry import Registry
 from attune.reward import RewardModel
 from attune.terms import Terms
-from attune.types import ArtifactKind, Demonstration, Interaction, State, question
+from attune.types import ArtifactKind, Demonstration, Interaction, State, Version, question
 from feedback.store import Store
 from learner import challenger, gate, metrics, ppo, reward_trainer, standing, tripwires
 from learner.challenger import Challenger
@@ -49,8 +49,9 @@ class Cycle:
         tokenizer: Any,
         stop: threading.Event,
         top_up: Callable[[Sequence[Interaction]], int] = lambda prompts: 0,
+        show: Callable[[Version], None] = lambda version: None,
     ) -> None:
-        """`top_up` has the prompts of interactions answered anew and returns how many were."""
+        """`top_up` has the prompts of interactions answered anew and returns how many were; `show` is told of what was published."""
         self.config, self.registry, self.base, self.policy, self.tokenizer = config, registry, base, policy, tokenizer
         self.journal = Journal(store, self._complete)
         self.prequential, self.terms = Prequential(), Terms.load(config.terms)
@@ -60,6 +61,7 @@ class Cycle:
         self.stop = stop
         self._live = 0
         self._waiting_since: float | None = None
+        self._show = show
         self._top_up, self._topped_until, self._idle_until = top_up, None, 0.0
         self.at = standing.read(registry)
         self._follow()
@@ -189,6 +191,7 @@ class Cycle:
             "reward", model.to_files(), parent=self.at.reward, **self._lineage(), report=figures, events=events
         )  # fmt: skip
         self.registry.promote("reward", version.number, by="learner", reason="refitted on all votes in force")
+        self._show(version)
         self._follow()
         metrics.REWARD_FITS.inc()
         log.info("reward_published", version=version.number, votes=len(judged.signals), seconds=round(time.perf_counter() - started, 3))
@@ -244,6 +247,7 @@ class Cycle:
             self._state_file(self._live).unlink(missing_ok=True)
             self._live = version.number
             self._follow()
+        self._show(version)
         outcome = "promoted" if promoted else "rejected"
         metrics.POLICY_UPDATES.labels(outcome).inc()
         metrics.POLICY_UPDATE_SECONDS.observe(seconds)

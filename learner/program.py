@@ -18,6 +18,7 @@ from attune.frozen import FrozenBase, load_base, twin
 from attune.registry import Registry
 from attune.telemetry import setup_logging
 from feedback.store import Store
+from learner.board import Board
 from learner.cycle import Cycle
 from learner.policy import Policy
 from learner.top_up import TopUp
@@ -56,4 +57,4 @@ def make_cycle(config: Config, stop: threading.Event) -> Cycle:
     learner = config.learner
     policy = Policy(policy_base, config.model, config.model_identity, learner.policy_lr, learner.seed)
     tokenizer = AutoTokenizer.from_pretrained(config.model_folder, revision=config.model.revision)
-    return Cycle(config, store, registry, base, policy, tokenizer, stop, TopUp(config).ask)
+    return Cycle(config, store, registry, base, policy, tokenizer, stop, TopUp(config).ask, Board(config.home / "tensorboard").show)

@@ -23,6 +23,7 @@ HEAVY = {
     "vllm": r"serve/engine\w*\.py",
     "kafka": r"feedback/bus_kafka\.py",
     "peft": r"learner/policy\.py",
+    "tensorboardX": r"learner/board\.py",
     "fastapi": r"serve/(app|access|routes/\w+)\.py",
     "sqlalchemy": r"feedback/.*\.py",
 }
