@@ -21,15 +21,18 @@ NAMES = {
 }
 
 
+FLUSH_S = 1
+"""A thread of the library's own writes; its `flush` does not wait for what is still queued."""
+
+
 class Board:
     """One learner's event files."""
 
     def __init__(self, folder: Path) -> None:
-        self._writer = SummaryWriter(logdir=str(folder), write_to_disk=True)
+        self._writer = SummaryWriter(logdir=str(folder), flush_secs=FLUSH_S)
 
     def show(self, version: Version) -> None:
         """Write every number of a version's report."""
         for name, value in version.report.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 self._writer.add_scalar(NAMES.get(name, f"{version.kind}/{name}"), float(value), version.number)
-        self._writer.flush()

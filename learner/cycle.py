@@ -84,9 +84,7 @@ class Cycle:
 
     def once(self) -> bool:
         """Learn what is new; return whether there was anything to do."""
-        self._follow()
-        news = self.journal.refresh(self.at.used_through)
-        self._predict({ident for position, ident in news if position > self.at.reward_through})
+        self._read()
         refitted = self.journal.position > self.at.reward_through and self._learn_reward()
         if self._due() and not self._stopped_by_a_wire() and not self._awaits_rollouts():
             self._learn_policy()
@@ -96,13 +94,17 @@ class Cycle:
 
     def make(self, kind: ArtifactKind) -> None:
         """Make the next version of a kind now, from what the store holds, whether it is due or not: for replaying the past."""
-        self._follow()
-        news = self.journal.refresh(self.at.used_through)
-        self._predict({ident for position, ident in news if position > self.at.reward_through})
+        self._read()
         if kind == "reward":
             self._learn_reward()
         else:
             self._learn_policy()
+
+    def _read(self) -> None:
+        """Take in what is new of versions, traffic and votes; votes are predicted before they are learned."""
+        self._follow()
+        news = self.journal.refresh(self.at.used_through)
+        self._predict({ident for position, ident in news if position > self.at.reward_through})
 
     def _follow(self) -> None:
         """Stand on the champions: an operator may have rolled one back, or the last step promoted one."""
