@@ -84,8 +84,7 @@ def _exec(args: argparse.Namespace) -> int:
     config = configuration.load(args.config)  # a wrong configuration is said here, before anything heavy is imported
     if args.program != "feedback":
         demo_model.ensure(config, Progress(sys.stderr).note)
-    extra = ["--config", str(args.config)] if args.config else []
-    os.execv(sys.executable, [sys.executable, "-m", args.program, *extra])
+    return _become(args, args.program)
 
 
 def _sft(args: argparse.Namespace) -> int:
@@ -100,9 +99,14 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _learner_command(args: argparse.Namespace, module: str, *options: str) -> int:
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")  # as the learner itself has it
+    return _become(args, f"learner.{module}", *options)
+
+
+def _become(args: argparse.Namespace, module: str, *options: str) -> int:
+    """Go on as another program, with the same configuration file."""
     extra = ["--config", str(args.config)] if args.config else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # as the learner itself has it
-    os.execve(sys.executable, [sys.executable, "-m", f"learner.{module}", *options, *extra], environment)
+    os.execv(sys.executable, [sys.executable, "-m", module, *options, *extra])
 
 
 def _prepare(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 from prometheus_client import start_http_server
@@ -51,10 +52,15 @@ def make_cycle(config: Config, stop: threading.Event) -> Cycle:
     """Return a cycle over the configured store and registry, resumed where the registry stands."""
     registry = Registry(config.registry_folder)
     registry.check_base(config.model_identity)
-    store = Store.open(config.store_url)
+    show = Board(config.home / "tensorboard").show
+    return assemble(config, Store.open(config.store_url), registry, stop, TopUp(config).ask, show)
+
+
+def assemble(config: Config, store: Store, registry: Registry, stop: threading.Event, *told: Any) -> Cycle:
+    """Return a cycle with the configured model over any store and registry; `told` are its `top_up` and `show`, if anybody is there."""
     policy_base = load_base(config.model_folder, config.model.revision)
     base = FrozenBase(twin(policy_base))  # before the adapters go in
     learner = config.learner
     policy = Policy(policy_base, config.model, config.model_identity, learner.policy_lr, learner.seed)
     tokenizer = AutoTokenizer.from_pretrained(config.model_folder, revision=config.model.revision)
-    return Cycle(config, store, registry, base, policy, tokenizer, stop, TopUp(config).ask, Board(config.home / "tensorboard").show)
+    return Cycle(config, store, registry, base, policy, tokenizer, stop, *told)

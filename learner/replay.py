@@ -16,18 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from attune import config as configuration
 from attune.config import Config
 from attune.errors import AttuneError, ConfigError
-from attune.frozen import FrozenBase, load_base, twin
 from attune.registry import Registry
 from attune.telemetry import setup_logging
 from attune.types import Interaction, Promotion, State, Version
 from feedback.store import Store, StoredFeedback
-from learner.cycle import Cycle
-from learner.policy import Policy
+from learner.program import assemble
 
 HASHED = {"policy": "adapter_model.safetensors", "reward": "reward.safetensors"}
 MADE_BY = "learner"
@@ -67,11 +64,7 @@ class Replay:
         self.store = store
         model = config.model.model_copy(update={"path": config.model_folder})
         config = config.model_copy(update={"home": work, "model": model})
-        network = load_base(config.model_folder, config.model.revision)
-        base = FrozenBase(twin(network))
-        policy = Policy(network, config.model, config.model_identity, config.learner.policy_lr, config.learner.seed)
-        tokenizer = AutoTokenizer.from_pretrained(config.model_folder, revision=config.model.revision)
-        self.cycle = Cycle(config, self.store, self.scratch, base, policy, tokenizer, threading.Event())
+        self.cycle = assemble(config, store, self.scratch, threading.Event())
 
     def until(self, number: int) -> Iterator[Outcome]:
         """Make versions again, in the order of the log, up to and with the policy of this number."""

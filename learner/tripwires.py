@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from attune.style import monotonous
+
 MIN_ANSWERS = 24
 """Fewer than this say nothing yet."""
 LEAST_LENGTH, MOST_LENGTH = 0.1, 4.0
@@ -43,7 +45,7 @@ def looks(said: Sequence[Said]) -> Looks:
     return Looks(
         words=sum(len(_WORD.findall(text)) for text in texts) / count,
         refusing=sum(bool(_REFUSAL.search(text)) for text in texts) / count,
-        repeating=sum(_repeats(text) for text in texts) / count,
+        repeating=sum(monotonous([word.lower() for word in _WORD.findall(text)]) for text in texts) / count,
         empty=sum(not text.strip() for text in texts) / count,
         distinct=min(1.0, len({text.strip() for text in texts}) / len({question for question, _ in said})),
     )
@@ -71,11 +73,3 @@ def tripped(newest: Sequence[Said], typical: Sequence[Said]) -> list[str]:
     if now.distinct < LEAST_DISTINCT < usual.distinct:
         reasons.append(f"distinct answers fell to {now.distinct:.0%} (typical: {usual.distinct:.0%})")
     return reasons
-
-
-def _repeats(text: str) -> bool:
-    said = [word.lower() for word in _WORD.findall(text)]
-    if any(a == b == c for a, b, c in zip(said, said[1:], said[2:], strict=False)):
-        return True
-    phrases = list(zip(said, said[1:], said[2:], strict=False))
-    return len(phrases) >= 8 and len(set(phrases)) < 0.7 * len(phrases)

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from attune.style import monotonous
+
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _EMPTY_WORDS = frozenset(
@@ -74,17 +76,13 @@ def echoes(question: str, text: str) -> bool:
 
 def repeats_itself(text: str) -> bool:
     """Return whether the text says the same thing again: a sentence twice, a word thrice in a row, or few distinct phrases."""
-    said = words(text)
-    if any(a == b == c for a, b, c in zip(said, said[1:], said[2:], strict=False)):
+    if monotonous(words(text)):
         return True
     whole = [tuple(words(part)) for part in sentences(text)]
     whole = [part for part in whole if part]
     if len(set(whole)) < len(whole):
         return True
-    if re.search(r"([^\w\s])\1{3,}", text):
-        return True
-    phrases = list(zip(said, said[1:], said[2:], strict=False))
-    return len(phrases) >= 8 and len(set(phrases)) < 0.7 * len(phrases)
+    return bool(re.search(r"([^\w\s])\1{3,}", text))
 
 
 def nobody_wants(ask: Ask, answer: Answer) -> bool:
