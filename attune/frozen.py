@@ -7,6 +7,7 @@ The learner calls the same function for what is missing (edits). Shapes: T token
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from attune.packing import Packed, pack
 
 HEAD_ROWS = 64
-NUM_SCALARS = 6
+NUM_SCALARS = 11
 MID_DEPTH = 0.8
 
 
@@ -68,8 +69,9 @@ class FrozenBase:
     def look(self, prompt: Sequence[int], answers: Sequence[Answer], temperature: float) -> list[Look]:
         """Return features and reference log-probs of every answer, from one packed forward.
 
-        Features: mean of the embeddings, mean and last token of a layer at 4/5 of the depth, then mean, sum and minimum of the
-        log-probs at temperature 1, mean of the first four, log(1 + length), finished (0 or 1). An empty answer has zeros but for those two.
+        Features: mean of the embeddings, mean and last token of a layer at 4/5 of the depth (zeros for an empty answer), and scalars:
+        mean, sum and minimum of the log-probs at temperature 1, mean of the first four; shares of the tokens and of the pairs of tokens
+        that stand in the prompt, log(1 + tokens that do not), share of different tokens; 1 / (1 + length), log(1 + length), finished.
         """
         packed = pack(prompt, [a.token_ids for a in answers], next(self.network.parameters()).dtype)
         output = self.network.base_model(
@@ -83,7 +85,7 @@ class FrozenBase:
         low_PH = output.hidden_states[0][0, packed.place_P].float()
         mid_PH = output.hidden_states[self.mid_layer][0, packed.place_P].float()
         return [
-            Look(_features(low_PH[span], mid_PH[span], plain_P[span], answer.finished), tuple(warm_P[span].tolist()))
+            Look(_features(prompt, answer, low_PH[span], mid_PH[span], plain_P[span]), tuple(warm_P[span].tolist()))
             for span, answer in zip(packed.spans, answers, strict=True)
         ]
 
@@ -101,13 +103,29 @@ class FrozenBase:
         return torch.cat([empty, *plain]), torch.cat([empty, *warm])
 
 
-def _features(low_PH: torch.Tensor, mid_PH: torch.Tensor, logprobs_P: torch.Tensor, finished: bool) -> bytes:
-    count = len(logprobs_P)
-    if count == 0:
-        vector = np.zeros(3 * low_PH.shape[1] + NUM_SCALARS)
+def _features(prompt: Sequence[int], answer: Answer, low_PH: torch.Tensor, mid_PH: torch.Tensor, logprobs_P: torch.Tensor) -> bytes:
+    if len(logprobs_P):
+        states = torch.cat([low_PH.mean(0), mid_PH.mean(0), mid_PH[-1]]).numpy()
+        likely = [float(x) for x in (logprobs_P.mean(), logprobs_P.sum(), logprobs_P.min(), logprobs_P[:4].mean())]
     else:
-        scalars = [logprobs_P.mean(), logprobs_P.sum(), logprobs_P.min(), logprobs_P[:4].mean(), 0.0, 0.0]
-        vector = torch.cat([low_PH.mean(0), mid_PH.mean(0), mid_PH[-1], torch.tensor(scalars)]).numpy()
-    vector[-2:] = np.log1p(count), float(finished)
+        states, likely = np.zeros(3 * low_PH.shape[1], np.float32), [0.0] * 4
+    vector = np.concatenate([states, likely, _said(prompt, answer)])
     limit = float(np.finfo(np.float16).max)
     return np.clip(vector, -limit, limit).astype("<f2").tobytes()
+
+
+def _said(prompt: Sequence[int], answer: Answer) -> list[float]:
+    """Return what the bare tokens show: how much is the prompt handed back, how much says the same again, how long it is."""
+    tokens, asked, asked_pairs = answer.token_ids, set(prompt), set(pairwise(prompt))
+    count = len(tokens)
+    novel = sum(token not in asked for token in tokens)
+    copied_pairs = sum(pair in asked_pairs for pair in pairwise(tokens))
+    return [
+        (count - novel) / max(1, count),
+        copied_pairs / max(1, count - 1),
+        float(np.log1p(novel)),
+        len(set(tokens)) / max(1, count),
+        1.0 / (1 + count),
+        float(np.log1p(count)),
+        float(answer.finished),
+    ]

@@ -134,7 +134,7 @@ def _length(axes: Any, policies: Sequence[Entry]) -> None:
 
 def _preference(axes: Any, simulations: Sequence[dict[str, Any]]) -> None:
     for result in simulations:
-        alone = [j for j in result.get("judgements", []) if not j["reranked"]]
+        alone = [j for j in result.get("judgements", []) if j["arm"] == "alone"]
         if alone:
             axes.errorbar(
                 [j["votes"] for j in alone], [j["preference"] for j in alone],

@@ -27,15 +27,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key", default=None, help="default: $ATTUNE_API_KEY, else the file `api-key` in the home folder")
     parser.add_argument("--judge-prompts", type=_whole, default=60, help="held-out prompts to judge by; 0 skips the judge (default 60)")
     parser.add_argument(
-        "--judge-every", type=_whole, default=0, metavar="VOTES", help="judge after every so many votes too (default 0: at the end)"
+        "--judge-at", type=_count, nargs="+", default=[], metavar="VOTES", help="judge after so many votes too (default: at the end alone)"
     )
     parser.add_argument("--judge-samples", type=_count, default=1, help="answers per prompt and side (default 1)")
     parser.add_argument("--judge-temperature", type=float, default=None, help="default: the server's own; 0 is greedy")
     parser.add_argument("--judge-off-task", action="store_true", help="judge at the end on tasks that nobody votes on, too")
+    parser.add_argument(
+        "--votes-on",
+        choices=["live", "base"],
+        default="live",
+        help="whose answers people vote on (default live)",
+    )
     parser.add_argument("--every-s", type=float, default=0.0, help="seconds between requests of all people (default 0: no pause)")
     parser.add_argument("--wait-s", type=float, default=120.0, help="longest wait for the learner without any progress (default 120)")
     parser.add_argument(
-        "--out", type=Path, default=None, help="folder for curve.png, votes.jsonl and result.json (default: in the home folder)"
+        "--out",
+        type=Path,
+        default=None,
+        help="folder for curve, votes, judged answers and result (default: in the home folder)",
     )
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the result here as well")
 
@@ -56,10 +65,11 @@ def run(args: argparse.Namespace, config: Config) -> int:
         kinds=tuple(args.kinds),
         max_tokens=args.max_tokens,
         judge_prompts=args.judge_prompts,
-        judge_every=args.judge_every,
+        judge_at=tuple(args.judge_at),
         judge_samples=args.judge_samples,
         judge_temperature=args.judge_temperature,
         judge_off_task=args.judge_off_task,
+        votes_on=args.votes_on,
         every_s=args.every_s,
         wait_s=args.wait_s,
     )

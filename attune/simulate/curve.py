@@ -9,11 +9,11 @@ from attune.simulate.judge import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One judgement after `votes` votes: of the policy alone or, where `reranked`, of the best of its candidates."""
+    """One judgement after `votes` votes of one `arm` of `attune.simulate.session.ARMS`."""
 
     votes: int
     policy_version: int
-    reranked: bool
+    arm: str
     verdict: Verdict
 
 
@@ -28,8 +28,8 @@ def draw(points: Sequence[Point], taste: str, file: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), dpi=150)
-    for reranked, label, colour in ((False, "policy alone", "#2f6f62"), (True, "with reranking", "#c26a2e")):
-        line = sorted((p for p in points if p.reranked is reranked), key=lambda p: p.votes)
+    for arm, label, colour in (("alone", "policy alone", "#2f6f62"), ("reranked", "with reranking", "#c26a2e")):
+        line = sorted((p for p in points if p.arm == arm), key=lambda p: p.votes)
         if not line:
             continue
         votes = [p.votes for p in line]

@@ -29,7 +29,7 @@ class Verdict:
     base_mean_score: float
     mean_words: float
     distinct_share: float
-    """Different answers over all answers: falls towards 0 when a policy says the same to everybody."""
+    """Different answers over all answers, one per prompt: falls towards 0 when a policy says the same to everybody."""
     finished_share: float
     """Answers that came to their end, over all answers."""
     repeating_share: float
@@ -71,7 +71,7 @@ def judge(taste: Taste, answers: Mapping[Ask, Sequence[Answer]], base: Mapping[A
     wins, losses = outcomes.count(1.0), outcomes.count(0.0)
     preference = _mean(per_prompt)
     low, high = wilson(preference, len(asks))
-    looks, base_looks = (_looks([a for ask in asks for a in side[ask]]) for side in (answers, base))
+    looks, base_looks = (_looks([side[ask] for ask in asks]) for side in (answers, base))
     return Verdict(
         prompts=len(asks),
         preference=preference,
@@ -87,12 +87,14 @@ def judge(taste: Taste, answers: Mapping[Ask, Sequence[Answer]], base: Mapping[A
     )
 
 
-def _looks(answers: Sequence[Answer]) -> dict[str, float]:
-    texts = [answer.text.strip() for answer in answers]
+def _looks(answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
+    """Return how answers look, given those to each prompt."""
+    every = [answer for given in answers for answer in given]
+    draws = [[given[k].text.strip() for given in answers if k < len(given)] for k in range(max(map(len, answers), default=0))]
     return {
-        "distinct": len(set(texts)) / max(1, len(texts)),
-        "finished": _mean([float(complete(answer)) for answer in answers]),
-        "repeating": _mean([float(repeats_itself(text)) for text in texts]),
+        "distinct": _mean([len(set(texts)) / len(texts) for texts in draws]),
+        "finished": _mean([float(complete(answer)) for answer in every]),
+        "repeating": _mean([float(repeats_itself(answer.text.strip())) for answer in every]),
     }
 
 

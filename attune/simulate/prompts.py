@@ -4,7 +4,7 @@ Plain tables in our own words. Subjects go alternately to one side or the other,
 """
 
 from collections.abc import Sequence
-from itertools import chain, pairwise, zip_longest
+from itertools import chain, zip_longest
 
 from attune.simulate.tastes import Ask
 
@@ -28,14 +28,17 @@ strong weak|thick thin|long short|far near,close|clean dirty|first last|inside o
 tall short|wide narrow|sweet sour,bitter
 """
 
-_YOUNG = """
-dog puppy|cat kitten|cow calf|horse foal|sheep lamb|pig piglet|duck duckling|goat kid|frog tadpole|lion cub|hen chick
-bear cub|goose gosling|deer fawn|swan cygnet|kangaroo joey
+_LANGUAGES = """
+France French|Spain Spanish|Germany German|Italy Italian|Portugal Portuguese|Russia Russian|Japan Japanese
+China Chinese,Mandarin|Greece Greek|Turkey Turkish|Poland Polish|Sweden Swedish|Norway Norwegian|Denmark Danish
+Finland Finnish|Hungary Hungarian|Egypt Arabic|Vietnam Vietnamese|Thailand Thai|Iceland Icelandic|Korea Korean
+Holland Dutch|England English|Ukraine Ukrainian|Romania Romanian|Bulgaria Bulgarian|Iran Persian,Farsi|Albania Albanian
+Serbia Serbian|Croatia Croatian|Latvia Latvian|Estonia Estonian|Slovakia Slovak|Slovenia Slovenian,Slovene|Nepal Nepali
+Mongolia Mongolian|Armenia Armenian|Israel Hebrew
 """
 
-_SUMS = [(a, b) for a, b in zip(range(2, 62), chain.from_iterable([[3, 5, 2, 7, 4, 9] * 10]), strict=False) if a + b < 60]
-_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")
+_SUMS = [(a, b) for a in range(1, 7) for b in range(1, 6)]
+"""What a small model gets right now and then: where nothing is ever right, nothing is learned but luck."""
 
 _THINGS = """
 a pet hamster|an umbrella|the moon|green tea|a bicycle|the ocean|a library|bread|a thunderstorm|honey|gravity|a garden
@@ -108,7 +111,7 @@ def _sides(taste: str) -> tuple[list[Ask], list[Ask]]:
         case "short":
             groups = [_about_things(), _name_one(), _capitals(), _small_talk(), _opposites()]
         case "correct-and-direct":
-            groups = [_capitals(), _sums(), _opposites(), _young(), _following()]
+            groups = [_capitals(), _languages(), _opposites(), _sums()]
         case "friendly":
             groups = [_small_talk()]
         case "plain":
@@ -150,16 +153,10 @@ def _opposites() -> list[list[Ask]]:
     return [[Ask(f"What is the opposite of {word}?", tuple(others.split(",")))] for word, others in pairs]
 
 
-def _young() -> list[list[Ask]]:
-    pairs = [cell.split(" ", 1) for cell in _cells(_YOUNG)]
-    return [[Ask(f"What do you call a baby {animal}?", (young, f"{young}s"))] for animal, young in pairs]
+def _languages() -> list[list[Ask]]:
+    pairs = [cell.split(" ", 1) for cell in _cells(_LANGUAGES)]
+    return [[Ask(f"Which language do people speak in {country}?", tuple(tongues.split(",")))] for country, tongues in pairs]
 
 
 def _sums() -> list[list[Ask]]:
     return [[Ask(f"What is {a} + {b}?", (str(a + b),))] for a, b in _SUMS]
-
-
-def _following() -> list[list[Ask]]:
-    days = [[Ask(f"Which day comes after {a}?", (b,))] for a, b in pairwise(_DAYS)]
-    months = [[Ask(f"Which month comes after {a}?", (b,))] for a, b in pairwise(_MONTHS)]
-    return days + months

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from attune.simulate.session import UNSAFE, Session
+from attune.simulate.session import ARMS, UNSAFE, Session
 
 
 def summary(session: Session, status: dict[str, Any] | None) -> dict[str, Any]:
@@ -42,9 +42,7 @@ def summary(session: Session, status: dict[str, Any] | None) -> dict[str, Any]:
         "policy_version": None if status is None else status.get("policy_version"),
         "reward_version": None if status is None else status.get("reward_version"),
         "policy_versions_met": sorted(progress.policy_versions),
-        "judgements": [
-            {"votes": p.votes, "policy_version": p.policy_version, "reranked": p.reranked} | p.verdict.as_json() for p in session.points
-        ],
+        "judgements": [{"votes": p.votes, "policy_version": p.policy_version, "arm": p.arm} | p.verdict.as_json() for p in session.points],
     }
 
 
@@ -59,7 +57,7 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_row(
             str(row["votes"]),
             str(row["policy_version"]),
-            "best of 4" if row["reranked"] else "policy alone",
+            ARMS[row["arm"]].label,
             f"{row['preference']:.2f}",
             f"{row['low']:.2f} to {row['high']:.2f}",
             "-" if decided is None else f"{decided:.2f}",

@@ -9,10 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from random import Random
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from attune.simulate import prompts
 from attune.simulate.client import Line, Question, Reply
@@ -29,6 +29,24 @@ UNSAFE = frozenset({"received", "missing"})
 
 
 @dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to be answered that the judge looks at."""
+
+    label: str
+    model: str
+    candidates: int
+    rerank: str | None
+
+
+ARMS = {
+    "base": Arm("base", "attune@0", 1, "off"),
+    "base reranked": Arm("base, best of 4", "attune@0", 4, None),
+    "alone": Arm("policy alone", "attune", 1, "off"),
+    "reranked": Arm("best of 4", "attune", 4, None),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to simulate."""
 
@@ -40,11 +58,14 @@ class Plan:
     kinds: tuple[str, ...] = ("thumb", "rating", "comparison", "ranking", "edit")
     max_tokens: int = 48
     judge_prompts: int = 60
-    judge_every: int = 0
+    judge_at: tuple[int, ...] = ()
+    """After how many votes to judge besides at the end; at the first of them, also what ranking alone makes of the base."""
     judge_samples: int = 1
     judge_temperature: float | None = None
     judge_off_task: bool = False
     """Judge the live policy at the end on tasks that nobody votes on too, by plain sense."""
+    votes_on: Literal["live", "base"] = "live"
+    """Whose answers people are shown; `base` collects votes as offline training does, whatever the policy has become."""
     every_s: float = 0.0
     """Seconds between the requests of all people together; 0: each asks again as soon as it has voted."""
     wait_s: float = 120.0
@@ -92,12 +113,12 @@ class Session:
         Random(plan.seed).shuffle(asks)
         numbered = enumerate(islice(cycle(asks), plan.votes))
         with self._journal.open("a") as journal:
-            for size in _rounds(plan.votes, plan.judge_every):
+            for round_number, size in enumerate(_rounds(plan.votes, plan.judge_at)):
                 self.progress.phase = "voting"
                 turn = iter(list(islice(numbered, size)))
                 await asyncio.gather(*(self._person(number, turn, journal) for number in range(plan.clients)))
-                if plan.judge_every and len(self.acknowledged) < plan.votes:
-                    await self._judge(("alone",))
+                if len(self.acknowledged) < plan.votes:
+                    await self._judge(("alone", "base reranked") if round_number == 0 else ("alone",))
         self.progress.phase = "waiting for the learner"
         await self._settle()
         if plan.judge_prompts:
@@ -116,7 +137,8 @@ class Session:
             kind = choose_kind(self.plan.kinds, random)
             wanted = ANSWERS_WANTED[kind]
             candidates = wanted if wanted > 2 else None
-            question = Question(ask.text, n=wanted, candidates=candidates, max_tokens=self.plan.max_tokens, user=user)
+            model = "attune" if self.plan.votes_on == "live" else ARMS["base"].model
+            question = Question(ask.text, model=model, n=wanted, candidates=candidates, max_tokens=self.plan.max_tokens, user=user)
             await self._pace()
             asked = time.monotonic()
             reply = await self.line.ask(question)
@@ -176,18 +198,29 @@ class Session:
         for arm in arms:
             answers, version = await self._sample(arm, asks)
             verdict = judge(self.plan.taste, answers, self._base)
-            self.points.append(Point(len(self.acknowledged), version, arm == "reranked", verdict))
+            self.points.append(Point(len(self.acknowledged), version, arm, verdict))
+            self._write_down(arm, answers)
             self.progress.judged = f"{verdict.preference:.2f} over the base after {len(self.acknowledged)} votes ({arm})"
 
+    def _write_down(self, arm: str, answers: dict[Ask, list[Answer]]) -> None:
+        """Keep what was judged, for people to read."""
+        with self._journal.with_name("answers.jsonl").open("a") as file:
+            for ask, given in answers.items():
+                for answer, base in zip(given, self._base[ask], strict=False):
+                    said = {"votes": len(self.acknowledged), "arm": arm, "prompt": ask.text, "answer": answer.text, "base": base.text}
+                    score = self.plan.taste.score
+                    file.write(json.dumps(said | {"score": score(ask, answer), "base_score": score(ask, base)}) + "\n")
+
     async def _sample(self, arm: str, asks: Sequence[Ask]) -> tuple[dict[Ask, list[Answer]], int]:
-        """Return answers per prompt and the newest version that gave one: base, the live policy alone, or its best of four."""
+        """Return answers per prompt and the newest version that gave one."""
         self.progress.phase = f"judging: {arm}"
-        model, candidates, rerank = {"base": ("attune@0", 1, "off"), "alone": ("attune", 1, "off"), "reranked": ("attune", 4, None)}[arm]
+        way = ARMS[arm]
 
         async def sample(ask: Ask) -> Reply:
             plan = self.plan
             limits = {"max_tokens": plan.max_tokens, "temperature": plan.judge_temperature}
-            return await self.line.ask(Question(ask.text, model=model, candidates=candidates, rerank=rerank, **limits))  # type: ignore[arg-type]
+            question = Question(ask.text, model=way.model, candidates=way.candidates, rerank=way.rerank, **limits)  # type: ignore[arg-type]
+            return await self.line.ask(question)
 
         wanted = [ask for ask in asks for _ in range(self.plan.judge_samples)]
         replies = await _in_parallel(JUDGE_CLIENTS, sample, wanted)
@@ -197,15 +230,14 @@ class Session:
         return answers, max((reply.policy_version for reply in replies), default=0)
 
 
-def _rounds(votes: int, every: int) -> list[int]:
-    """Return the sizes of the voting rounds: one, or `every` votes each with the rest last.
+def _rounds(votes: int, stops: Sequence[int]) -> list[int]:
+    """Return the sizes of the voting rounds between the stops.
 
-    >>> _rounds(10, 0), _rounds(10, 4)
+    >>> _rounds(10, ()), _rounds(10, (8, 4, 12))
     ([10], [4, 4, 2])
     """
-    if every <= 0:
-        return [votes]
-    return [min(every, votes - start) for start in range(0, votes, every)]
+    ends = sorted({stop for stop in stops if 0 < stop < votes} | {votes})
+    return [end - start for start, end in pairwise([0, *ends])]
 
 
 async def _in_parallel(width: int, call: Any, items: Sequence[Any]) -> list[Any]:

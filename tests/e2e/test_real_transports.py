@@ -43,7 +43,7 @@ def test_simulated_people_teach_a_policy_through_kafka_and_postgresql(deployed: 
     assert (result["votes"], result["lost"], result["failed_requests"]) == (VOTES, 0, 0)
     assert result["receipts"] == {"live": VOTES}, deployed.logs()
     assert result["policy_version"] >= 1
-    assert {row["reranked"] for row in result["judgements"]} == {False, True}
+    assert {row["arm"] for row in result["judgements"]} == {"alone", "reranked"}
     assert Path(result["curve"]).read_bytes().startswith(b"\x89PNG")
     assert not (deployed.home / "store.sqlite").exists(), "rows went to SQLite as well"
     engine = create_engine(postgres_url)

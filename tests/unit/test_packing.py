@@ -43,12 +43,20 @@ def test_neighbours_change_nothing(base: FrozenBase) -> None:
 def test_features_are_what_they_say(base: FrozenBase) -> None:
     answer = ANSWERS[0]
     features = unpack([base.look(PROMPT, [Answer(answer, True)], 0.7)[0].features])[0]
-    assert len(features) == base.feature_width == 3 * base.width + 6
+    assert len(features) == base.feature_width == 3 * base.width + 11
     logprobs = plain_logprobs(base, answer, 1.0)
-    expected = [logprobs.mean(), logprobs.sum(), logprobs.min(), logprobs[:4].mean(), np.log1p(len(answer)), 1.0]
-    assert features[-6:] == pytest.approx(np.array(expected, np.float32), rel=2e-3)
+    likely = [logprobs.mean(), logprobs.sum(), logprobs.min(), logprobs[:4].mean()]
+    expected = [*likely, 0.0, 0.0, np.log1p(len(answer)), 1.0, 1 / 13, np.log1p(len(answer)), 1.0]
+    assert features[-11:] == pytest.approx(np.array(expected, np.float32), rel=2e-3)
     embedded = base.network.get_input_embeddings()(torch.tensor(answer)).mean(0)
     assert features[: base.width] == pytest.approx(embedded.numpy(), abs=2e-3)
+
+
+def test_features_tell_what_is_handed_back_or_said_again(base: FrozenBase) -> None:
+    echo, again, nothing = (unpack([v.features])[0] for v in base.look(PROMPT, [Answer(a, True) for a in (PROMPT[:8], [99] * 8, [])], 1.0))
+    assert echo[-7:-3].tolist() == [1.0, 1.0, 0.0, 1.0]
+    assert again[-7:-3].tolist() == pytest.approx([0.0, 0.0, np.log1p(8), 1 / 8], abs=2e-3)
+    assert nothing.tolist() == [0.0] * (3 * base.width + 4) + [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0]
 
 
 def test_shape_of_a_row() -> None:

@@ -45,7 +45,7 @@ def test_votes_add_up_along_the_lineage_and_a_refusal_gives_its_reason(home: Pat
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_it_shows(home: Path) -> None:
-    verdict = {"votes": 8, "reranked": False, "preference": 0.6, "low": 0.5, "high": 0.7}
+    verdict = {"votes": 8, "arm": "alone", "preference": 0.6, "low": 0.5, "high": 0.7}
     page = report_page.page(report.collect(Registry(home / "registry")), [{"taste": "short", "judgements": [verdict]}])
     assert page.count("data:image/png;base64,") == 5
     assert not re.findall(r'(?:src|href)="?(?!"?data:)', page)
