@@ -9,6 +9,7 @@ in a folder and does not repeat what lies there: a measurement of hours can be t
 import argparse
 import json
 import os
+import shutil
 import signal
 import statistics
 import tempfile
@@ -21,7 +22,7 @@ from attune.simulate.users import KINDS
 from benchmarks import common
 from benchmarks.deployment import Deployment
 
-PROMPTS, CHECKPOINT, PACE_VOTES, KIND_VOTES = 60, 75, 60, 100
+PROMPTS, SAMPLES, CHECKPOINTS, PACE_VOTES, KIND_VOTES = 60, 4, [50, 100, 200], 60, 100
 EVERY_S = 2.0
 
 
@@ -59,10 +60,11 @@ def kept(file: Path, *, taste: str, votes: int, seed: int, kinds: list[str] | No
     if file.exists():
         found: dict[str, Any] = json.loads(file.read_text())
         return found
-    more = {"kinds": kinds} if kinds else {"judge_every": CHECKPOINT, "judge_off_task": True}
+    more: dict[str, Any] = {"kinds": kinds} if kinds else {"judge_at": CHECKPOINTS, "judge_off_task": True}
     with Deployment(LEARNER__SEED=seed, SERVE__SEED=seed) as deployment:
-        result = deployment.simulate(taste=taste, votes=votes, seed=seed, judge_prompts=PROMPTS, **more)
+        result = deployment.simulate(taste=taste, votes=votes, seed=seed, judge_prompts=PROMPTS, judge_samples=SAMPLES, **more)
         result |= {"policies": deployment.reports("policy"), "rewards": deployment.reports("reward")}
+        shutil.copy(deployment.home / "simulate" / "run" / "answers.jsonl", file.with_suffix(".answers.jsonl"))
     file.write_text(json.dumps(result))
     return result
 
@@ -72,7 +74,8 @@ def of_taste(taste: str, runs: list[dict[str, Any]]) -> dict[str, float]:
     last = [final(run) for run in runs]
     low, high = wilson(mean([v["preference"] for v in last]), sum(v["prompts"] for v in last))
     tied = [1 - v["decided_share"] for v in last]
-    best = [max(v["preference"] for v in run["judgements"] if not v["reranked"]) for run in runs]
+    best = [max(v["preference"] for v in run["judgements"] if v["arm"] == "alone") for run in runs]
+    ranked = [v["preference"] for run in runs for v in run["judgements"] if v["arm"] == "base reranked"]
     found = {
         "preference": mean([v["preference"] for v in last]),
         "preference_low": low,
@@ -80,6 +83,7 @@ def of_taste(taste: str, runs: list[dict[str, Any]]) -> dict[str, float]:
         "decided_preference": mean([v["decided_preference"] or 0.5 for v in last]),
         "share_of_ceiling": mean([v["preference"] / (1 - t / 2) for v, t in zip(last, tied, strict=True)]),
         "reranked_preference": mean([run["judgements"][-1]["preference"] for run in runs]),
+        f"reranking_alone_preference_at_{CHECKPOINTS[0]}_votes": mean(ranked),
         "worst_fall_from_best": max(b - v["preference"] for b, v in zip(best, last, strict=True)),
         "kl": mean([run["policies"][-1]["kl_to_ref"] for run in runs]),
         "off_task_preference": mean([run["off_task"]["preference"] for run in runs]),
@@ -120,7 +124,7 @@ def pace(runs: Path) -> dict[str, float]:
 
 def final(run: dict[str, Any]) -> dict[str, Any]:
     """Return the last judgement of the policy alone."""
-    return next(v for v in reversed(run["judgements"]) if not v["reranked"])
+    return next(v for v in reversed(run["judgements"]) if v["arm"] == "alone")
 
 
 def mean(values: list[float]) -> float:
