@@ -8,7 +8,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -51,6 +51,15 @@ def twin(network: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(network, shared)
 
 
+class Branch(Protocol):
+    """What may go on from the frozen pass at a layer of its own (see `attune.trunk`)."""
+
+    first: int
+
+    def extend(self, states_TH: torch.Tensor, packed: Packed, features: list[bytes]) -> list[bytes]:
+        """Return the answers' features with more behind each."""
+
+
 class FrozenBase:
     """The base model as everybody's common eye."""
 
@@ -66,8 +75,8 @@ class FrozenBase:
         return 3 * self.width + NUM_SCALARS
 
     @torch.inference_mode()
-    def look(self, prompt: Sequence[int], answers: Sequence[Answer], temperature: float) -> list[Look]:
-        """Return features and reference log-probs of every answer, from one packed forward.
+    def look(self, prompt: Sequence[int], answers: Sequence[Answer], temperature: float, trunk: "Branch | None" = None) -> list[Look]:
+        """Return features and reference log-probs of every answer, from one packed forward; what a trunk says goes behind the features.
 
         Features: mean of the embeddings, mean and last token of a layer at 4/5 of the depth (zeros for an empty answer), and scalars:
         mean, sum and minimum of the log-probs at temperature 1, mean of the first four; shares of the tokens and of the pairs of tokens
@@ -84,10 +93,12 @@ class FrozenBase:
         plain_P, warm_P = self._logprobs(output.last_hidden_state[0], packed, temperature)
         low_PH = output.hidden_states[0][0, packed.place_P].float()
         mid_PH = output.hidden_states[self.mid_layer][0, packed.place_P].float()
-        return [
-            Look(_features(prompt, answer, low_PH[span], mid_PH[span], plain_P[span]), tuple(warm_P[span].tolist()))
-            for span, answer in zip(packed.spans, answers, strict=True)
+        features = [
+            _features(prompt, answer, low_PH[span], mid_PH[span], plain_P[span]) for span, answer in zip(packed.spans, answers, strict=True)
         ]
+        if trunk is not None:
+            features = trunk.extend(output.hidden_states[trunk.first][0], packed, features)
+        return [Look(f, tuple(warm_P[span].tolist())) for f, span in zip(features, packed.spans, strict=True)]
 
     def _logprobs(self, hidden_TH: torch.Tensor, packed: Packed, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         head = self.network.get_output_embeddings()

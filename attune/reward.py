@@ -20,6 +20,9 @@ from attune.style import STYLES, style
 
 WEIGHTS, SETTINGS = "reward.safetensors", "reward.json"
 FORMAT = 1
+CLIP = 10.0
+"""Standard deviations beyond which no feature says more."""
+OWN = -1
 
 Array = NDArray[np.float32]
 
@@ -71,6 +74,8 @@ class RewardModel:
     anchors: Anchors = Anchors()
     scale: Scale = Scale()
     debias: Debias = Debias()
+    trunk: int = 0
+    """The version whose folder holds the trunk (`attune.trunk`) that this one stands on; 0: none."""
 
     @classmethod
     def prior(cls, width: int) -> "RewardModel":
@@ -93,7 +98,9 @@ class RewardModel:
                 raise ValueError("tensors have different widths or values that are not finite")
             debias = Debias(**{name: tuple(map(float, values)) for name, values in settings.get("debias", {}).items()})
             scale = Scale(**settings.get("scale", {}))
-            return cls(int(folder.name), **arrays, anchors=Anchors(**settings["anchors"]), scale=scale, debias=debias)
+            number, trunk = int(folder.name), int(settings.get("trunk", 0))
+            trunk, anchors = number if trunk == OWN else trunk, Anchors(**settings["anchors"])
+            return cls(number, **arrays, anchors=anchors, scale=scale, debias=debias, trunk=trunk)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise RegistryError(f"{folder.name} holds no reward model: {error}") from error
 
@@ -101,6 +108,7 @@ class RewardModel:
         """Return the files to publish."""
         tensors = {name: getattr(self, name) for name in ("center_D", "scale_D", "mean_D", "particles_KD")}
         settings = {"format": FORMAT} | {name: asdict(getattr(self, name)) for name in ("anchors", "scale", "debias")}
+        settings["trunk"] = self.trunk
         return {WEIGHTS: save(tensors), SETTINGS: json.dumps(settings, indent=1).encode()}
 
     def utility(self, features: Sequence[bytes]) -> tuple[Array, Array]:
@@ -140,7 +148,7 @@ class RewardModel:
 
     def standardise(self, raw_ND: Array) -> Array:
         """Return features with the centre and scale of this version's anchor answers."""
-        z: Array = np.clip((raw_ND - self.center_D) / self.scale_D, -10.0, 10.0)
+        z: Array = np.clip((raw_ND - self.center_D) / self.scale_D, -CLIP, CLIP)
         return z
 
 

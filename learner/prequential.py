@@ -4,6 +4,7 @@ Every vote becomes predictions of yes or no: a pair, which of the two is better;
 (those are ranked, not given a probability). Figures per kind of vote and over all of them, on the newest of each.
 """
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,13 +61,23 @@ class Prequential:
 
     def reliability(self) -> list[tuple[float, float, int]]:
         """Return the calibration curve over all kinds (see `statistics.reliability`)."""
-        said = [p for seen in self._seen.values() for p in seen if p.probability is not None and p.value != 0.5]
+        said = self._said()
         return statistics.reliability(np.array([p.probability for p in said], float), np.array([p.value > 0.5 for p in said], bool))
 
     def temperature(self) -> float:
         """Return the divisor that calibrates the newest predictions."""
-        said = [p for seen in self._seen.values() for p in seen if p.probability is not None and p.value != 0.5]
+        said = self._said()
         return statistics.temperature([p.margin for p in said], [p.value > 0.5 for p in said])
+
+    def log_loss(self) -> tuple[float, float]:
+        """Return the mean log-loss of the predictions at the temperature that suits them best, in nats, and that temperature."""
+        said, temperature = self._said(), self.temperature()
+        signed = [(p.margin if p.value > 0.5 else -p.margin) / temperature for p in said]
+        return float(np.logaddexp(0.0, -np.array(signed)).mean()) if signed else math.log(2.0), temperature
+
+    def _said(self) -> list[Prediction]:
+        """Return the predictions with a probability whose vote said yes or no."""
+        return [p for seen in self._seen.values() for p in seen if p.probability is not None and p.value != 0.5]
 
     def _keep_pair(self, kind: Kind, margin: float, scale: Scale, *, turned: bool) -> None:
         """Keep a pair, half of them the other way round: else every answer would be yes."""

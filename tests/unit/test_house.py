@@ -22,13 +22,13 @@ ARROWS: dict[str, tuple[str, ...]] = {
 HEAVY = {
     "vllm": r"serve/engine\w*\.py",
     "kafka": r"feedback/bus_kafka\.py",
-    "peft": r"learner/policy\.py",
+    "peft": r"learner/policy\.py|attune/trunk\.py",
     "tensorboardX": r"learner/board\.py",
     "fastapi": r"serve/(app|access|routes/\w+)\.py",
     "sqlalchemy": r"feedback/.*\.py",
 }
-NETWORK = ("frozen.py", "packing.py")
-"""The frozen pass, which is made of torch."""
+NETWORK = ("frozen.py", "packing.py", "trunk.py")
+"""The passes over the base model, which are made of torch."""
 LIGHT = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "attune").rglob("*.py")

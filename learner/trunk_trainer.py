@@ -1,0 +1,194 @@
+"""Votes in, a trunk out, if it judges better: LoRA on the reward model's own layers, held against the frozen features on the newest votes.
+
+It starts as the linear model fitted on all votes but the newest, so that step 0 is exactly that; both then predict the newest, which
+neither has seen. Minibatches are whole requests: all votes on one, over one packed row, from the base's states at the trunk's first layer,
+which are computed once. Shapes: T tokens of a row, N answers of a request, M answers of a batch.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+
+from attune.frozen import FrozenBase
+from attune.packing import pack
+from attune.reward import RewardModel, Scale, unpack
+from attune.trunk import WEIGHTS, Trunk, as_tensors, part, run
+from attune.types import Interaction, Signal
+from learner.likelihoods import NUM_NUISANCE, Index, make_batch, nll
+from learner.prequential import Prequential
+
+SAID = "trunk-said.json"
+NEWEST, MIN_NEWEST, NEWEST_SHARE = 128, 24, 0.2
+"""Votes kept back to compare by: a fifth of all, within these bounds."""
+EPOCHS, REQUESTS_PER_STEP = 2, 8
+ADAPTER_LR, READOUT_LR, NUISANCE_LR, GRAD_CLIP = 3e-4, 1e-4, 1e-2, 1.0
+
+
+class Stopped(Exception):
+    """The program was told to stop in the middle of a fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request whose answers are judged: the candidates', then those of people's edits, by feedback id."""
+
+    interaction: Interaction
+    tokens: Sequence[tuple[int, ...]]
+    features: Sequence[bytes]
+    edits: Sequence[str] = ()
+
+    def place_of(self, signal: Signal) -> int | None:
+        """Return where the edited text of a signal stands among the answers; None where it has none."""
+        if signal.feedback_id not in self.edits:
+            return None
+        return len(self.tokens) - len(self.edits) + self.edits.index(signal.feedback_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a fit is made of: signals with their requests, oldest first, and requests nobody judged, to know what is typical."""
+
+    signals: Sequence[Signal]
+    asked: Mapping[str, Asked]
+    typical: Sequence[Asked]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A trunk, what it said of every answer of its lesson (by interaction, by feedback id for edits), and how it compared."""
+
+    trunk: Trunk
+    said: Mapping[str, Sequence[float]]
+    report: Mapping[str, float]
+
+    @property
+    def better(self) -> bool:
+        """Whether it predicted the newest votes better than the frozen features did."""
+        return self.report["trunk_log_loss"] < self.report["probe_log_loss"]
+
+    def files(self) -> dict[str, bytes]:
+        """Return what the version that brings this trunk holds besides."""
+        return {WEIGHTS: self.trunk.to_bytes(), SAID: json.dumps({k: [round(x, 3) for x in v] for k, v in self.said.items()}).encode()}
+
+
+def held_back(votes: int) -> int:
+    """Return how many of the newest votes are kept back."""
+    return max(MIN_NEWEST, min(NEWEST, round(NEWEST_SHARE * votes)))
+
+
+def fit(base: FrozenBase, lesson: Lesson, probe: RewardModel, held: int, seed: int, stopping: Callable[[], bool] = lambda: False) -> Fitted:
+    """Return a trunk taught on all signals but the last `held`, on which it is compared with `probe`, taught on the same.
+
+    Deterministic for the same input, seed and threads. Raises `Stopped`, and `RegistryError` where the base has no place for a trunk.
+    """
+    trunk = Trunk(base, as_tensors(probe.center_D, probe.scale_D, probe.mean_D))
+    lower = part(base.network, 0, trunk.first)
+    rows: dict[str, _Row] = {}
+    for name, asked in lesson.asked.items():
+        rows[name] = _Row(base, lower, asked)
+        if stopping():
+            raise Stopped
+    _teach(trunk, rows, lesson.signals[:-held], seed, stopping)
+    said = {name: row.numbers(trunk) for name, row in rows.items()}
+    frozen = {name: probe.judge(unpack(asked.features))[0].tolist() for name, asked in lesson.asked.items()}
+    loss, temperature = _predicted(lesson, lesson.signals[-held:], said)
+    probe_loss, _ = _predicted(lesson, lesson.signals[-held:], frozen)
+    calm = 1.0 / max(1.0, temperature)  # what was learned by heart sounds surer than it is
+    trunk.readout.weight_D.mul_(calm)
+    said = {name: [calm * x for x in numbers] for name, numbers in said.items()}
+    for asked in lesson.typical:
+        if stopping():
+            raise Stopped
+        if (name := asked.interaction.id) not in said:
+            said[name] = _Row(base, lower, asked).numbers(trunk)
+    report = {"trunk_log_loss": loss, "probe_log_loss": probe_loss, "trunk_temperature": temperature, "trunk_held_back": float(held)}
+    return Fitted(trunk, _by_name(lesson, said), {name: round(value, 4) for name, value in report.items()})
+
+
+class _Row:
+    """One request, ready for the trunk."""
+
+    def __init__(self, base: FrozenBase, lower: Any, asked: Asked) -> None:
+        self.edits = asked.edits
+        self.packed = pack(asked.interaction.prompt_token_ids, asked.tokens, next(base.network.parameters()).dtype)
+        self.features_ND = torch.from_numpy(unpack(asked.features))
+        with torch.no_grad():
+            embedded_TH = base.network.get_input_embeddings()(self.packed.input_ids_1T)[0]
+            self.states_TH = run(lower, embedded_TH, self.packed)
+
+    def judge(self, trunk: Trunk) -> torch.Tensor:
+        return trunk.judge(self.states_TH, self.packed, self.features_ND)
+
+    @torch.no_grad()
+    def numbers(self, trunk: Trunk) -> list[float]:
+        return [float(x) for x in self.judge(trunk)]
+
+
+def _teach(trunk: Trunk, rows: Mapping[str, _Row], signals: Sequence[Signal], seed: int, stopping: Callable[[], bool]) -> None:
+    """Fit adapter and readout by maximum likelihood of the votes, a few requests a step."""
+    of_request: dict[str, list[Signal]] = defaultdict(list)
+    for signal in signals:
+        of_request[signal.interaction_id].append(signal)
+    nuisance = torch.zeros(NUM_NUISANCE, requires_grad=True)
+    readout = trunk.readout.weight_D.requires_grad_(True)
+    groups = [
+        {"params": trunk.weights, "lr": ADAPTER_LR},
+        {"params": [readout], "lr": READOUT_LR},
+        {"params": [nuisance], "lr": NUISANCE_LR},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
+    names, random = list(of_request), Random(seed)
+    for _ in range(EPOCHS):
+        random.shuffle(names)
+        for start in range(0, len(names), REQUESTS_PER_STEP):
+            chosen = names[start : start + REQUESTS_PER_STEP]
+            _step(trunk, optimizer, {name: rows[name] for name in chosen}, [s for name in chosen for s in of_request[name]], nuisance)
+            if stopping():
+                raise Stopped
+    readout.requires_grad_(False)
+
+
+def _step(
+    trunk: Trunk, optimizer: torch.optim.Optimizer, rows: Mapping[str, _Row], signals: Sequence[Signal], nuisance: torch.Tensor
+) -> None:
+    places: Index = {}
+    numbers: list[torch.Tensor] = []
+    edits: dict[str, int] = {}
+    count = 0
+    for name, row in rows.items():
+        numbers.append(row.judge(trunk))
+        candidates = len(numbers[-1]) - len(row.edits)
+        places |= {(name, k): count + k for k in range(candidates)}
+        edits |= {feedback_id: count + candidates + k for k, feedback_id in enumerate(row.edits)}
+        count += len(numbers[-1])
+    batch = make_batch(signals, places, edits)
+    loss = nll(batch, torch.cat(numbers), nuisance, torch.zeros(batch.num_users)) / len(signals)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(trunk.weights, GRAD_CLIP)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _predicted(lesson: Lesson, signals: Sequence[Signal], said: Mapping[str, Sequence[float]]) -> tuple[float, float]:
+    """Return the mean log-loss of predicting these votes, at the temperature that suits best, and that temperature."""
+    seen = Prequential()
+    for signal in signals:
+        numbers = said[signal.interaction_id]
+        place = lesson.asked[signal.interaction_id].place_of(signal)
+        seen.add(signal, numbers, Scale(), None if place is None else numbers[place])
+    return seen.log_loss()
+
+
+def _by_name(lesson: Lesson, said: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """Return the candidates' numbers by interaction, and each edit's by its feedback id."""
+    found: dict[str, Sequence[float]] = {}
+    for name, numbers in said.items():
+        edits = lesson.asked[name].edits if name in lesson.asked else ()
+        found[name] = numbers[: len(numbers) - len(edits)]
+        found |= {feedback_id: [numbers[len(numbers) - len(edits) + k]] for k, feedback_id in enumerate(edits)}
+    return found
