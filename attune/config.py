@@ -114,6 +114,8 @@ class LearnerSection(_Section):
     pessimism: Annotated[float, Field(ge=0.0)] = 0.5
     debias: list[Literal["length", "format"]] = []
     """What answers look like that must not be learned as a taste: its effect is left out of the score."""
+    trunk_votes: Annotated[int, Field(ge=0)] = 500
+    """From so many votes on, and at every doubling, layers of the reward model's own are tried against the frozen ones; 0: never."""
     vote_half_life_s: Positive = 90 * 24 * 3600.0
     """A vote this much older than the newest counts half."""
     max_importance: Annotated[float, Field(ge=1.0)] = 1.0

@@ -98,9 +98,8 @@ class RewardModel:
                 raise ValueError("tensors have different widths or values that are not finite")
             debias = Debias(**{name: tuple(map(float, values)) for name, values in settings.get("debias", {}).items()})
             scale = Scale(**settings.get("scale", {}))
-            number, trunk = int(folder.name), int(settings.get("trunk", 0))
-            trunk, anchors = number if trunk == OWN else trunk, Anchors(**settings["anchors"])
-            return cls(number, **arrays, anchors=anchors, scale=scale, debias=debias, trunk=trunk)
+            anchors = Anchors(**settings["anchors"])
+            return cls(int(folder.name), **arrays, anchors=anchors, scale=scale, debias=debias, trunk=trunk_of(folder))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise RegistryError(f"{folder.name} holds no reward model: {error}") from error
 
@@ -150,6 +149,15 @@ class RewardModel:
         """Return features with the centre and scale of this version's anchor answers."""
         z: Array = np.clip((raw_ND - self.center_D) / self.scale_D, -CLIP, CLIP)
         return z
+
+
+def trunk_of(folder: Path) -> int:
+    """Return the version whose trunk a published version stands on; 0 for none, and where there is no such version any more."""
+    try:
+        trunk = int(json.loads((folder / SETTINGS).read_bytes()).get("trunk", 0))
+    except (OSError, ValueError, TypeError):
+        return 0
+    return int(folder.name) if trunk == OWN else trunk
 
 
 def unpack(features: Sequence[bytes]) -> Array:

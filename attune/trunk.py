@@ -78,6 +78,13 @@ class Trunk:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise RegistryError(f"{folder.name} holds no trunk: {error}") from error
 
+    def begin(self, seed: int) -> None:
+        """Draw the adapter's first factors anew, the same for the same seed; the second are zeros, so that it adds nothing."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weight in self._named().items():
+                torch.nn.init.kaiming_uniform_(weight, a=5**0.5, generator=generator) if "lora_A" in name else weight.zero_()
+
     def to_bytes(self) -> bytes:
         """Return the file to publish, in fp32."""
         tensors = {name: weight.detach().contiguous() for name, weight in self._named().items()}

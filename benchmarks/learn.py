@@ -22,7 +22,7 @@ from attune.simulate.users import KINDS
 from benchmarks import common
 from benchmarks.deployment import Deployment
 
-PROMPTS, SAMPLES, CHECKPOINTS, PACE_VOTES, KIND_VOTES = 60, 4, [50, 100, 200], 60, 100
+PROMPTS, SAMPLES, CHECKPOINTS, PACE_VOTES, KIND_VOTES = 60, 2, [50, 100, 200], 60, 100
 EVERY_S = 2.0
 
 

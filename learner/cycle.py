@@ -16,19 +16,23 @@ import structlog
 from attune import halt
 from attune.config import Config
 from attune.errors import Diverged
-from attune.frozen import Answer, FrozenBase
+from attune.frozen import FrozenBase
 from attune.registry import Registry
-from attune.reward import RewardModel
+from attune.reward import OWN
 from attune.terms import Terms
 from attune.types import ArtifactKind, Demonstration, Interaction, State, Version, question
 from feedback.store import Store
 from learner import challenger, gate, metrics, ppo, reward_trainer, standing, tripwires
 from learner.challenger import Challenger
 from learner.data import Journal
+from learner.eye import Eye
 from learner.policy import Policy
 from learner.prequential import Prequential
+from learner.refit import Refit, lesson
+from learner.reward_trainer import Judged
 from learner.rollout import Rollout, make_rollout, tied, unusable
 from learner.sft import Example
+from learner.trunk_trainer import Lesson
 
 log = structlog.get_logger()
 
@@ -53,11 +57,13 @@ class Cycle:
     ) -> None:
         """`top_up` has the prompts of interactions answered anew and returns how many were; `show` is told of what was published."""
         self.config, self.registry, self.base, self.policy, self.tokenizer = config, registry, base, policy, tokenizer
-        self.journal = Journal(store, self._complete)
+        self.eye = Eye(base, registry)
+        self.journal = Journal(store, self.eye.seen)
+        self.refit = Refit(base, config.learner, stop)
         self.prequential, self.terms = Prequential(), Terms.load(config.terms)
         self.edits: dict[str, bytes] = {}
         self._edited: dict[str, str] = {}
-        self.reward = RewardModel.prior(base.feature_width)
+        self.reward = self.eye.load(0)
         self.stop = stop
         self._live = 0
         self._waiting_since: float | None = None
@@ -85,7 +91,10 @@ class Cycle:
     def once(self) -> bool:
         """Learn what is new; return whether there was anything to do."""
         self._read()
-        refitted = self.journal.position > self.at.reward_through and self._learn_reward()
+        news = self.journal.position > self.at.reward_through or self.refit.ready is not None
+        refitted = news and self._learn_reward()
+        if refitted:
+            self.refit.consider(len(self.journal.votes), self.lesson)
         if self._due() and not self._stopped_by_a_wire() and not self._awaits_rollouts():
             self._learn_policy()
             self._waiting_since = self._topped_until = None
@@ -112,8 +121,9 @@ class Cycle:
         if champion != self._live:
             self._stand_on(champion)
         if reward != self.reward.version:
-            width = self.base.feature_width
-            self.reward = RewardModel.load(self.registry.folder("reward", reward)) if reward else RewardModel.prior(width)
+            self.reward = self.eye.load(reward)
+        if self.eye.follow(self.reward.trunk):
+            self._see_again()
         if (champion, reward) != (self.at.policy, self.at.reward):
             now, tried, used = standing.read(self.registry), self.at.tried_through, self.at.used_through
             self.at = replace(now, tried_through=max(tried, now.tried_through), used_through=max(used, now.used_through))
@@ -174,30 +184,47 @@ class Cycle:
     def _learn_reward(self) -> bool:
         """Publish a reward version that knows every vote in force; return whether there were enough answers to do so."""
         started = time.perf_counter()
-        self._look_at_edits()
-        settings, typical = self.config.learner, self.journal.typical()
-        weights = self.journal.weights(half_life_s=settings.vote_half_life_s, max_importance=settings.max_importance)
-        judged = self.journal.judged_answers(self.edits, weights)
+        if fitted := self.refit.take():
+            self.eye.take(fitted, OWN)
+            self._see_again()
+        settings, typical, judged = self.config.learner, self.journal.typical(), self._judged()
         if typical is None or (not judged.signals and not self.at.reward):
             return False
         model, report = reward_trainer.fit(
             judged, typical, settings.pessimism, settings.seed + self.journal.position,
-            temperature=self.prequential.temperature(), debias=settings.debias,
+            temperature=self.prequential.temperature(), debias=settings.debias, trunk=self.eye.trunk is not None,
         )  # fmt: skip
+        files = replace(model, trunk=self.eye.trunk_version).to_files()
+        if fitted:
+            files, report = files | fitted.files(), report | dict(fitted.report)
         foreseen = self.prequential.figures()
         figures = report | foreseen | {"reliability": self.prequential.reliability()} | self._read_through()
         metrics.REWARD_FIT_SECONDS.observe(time.perf_counter() - started)
         metrics.show_quality(foreseen)
         events = tuple(self.journal.votes_after(self.at.reward_through))
         version = self.registry.publish(
-            "reward", model.to_files(), parent=self.at.reward, **self._lineage(), report=figures, events=events
+            "reward", files, parent=self.at.reward, **self._lineage(), report=figures, events=events
         )  # fmt: skip
+        if fitted:
+            self.eye.take(fitted, version.number)
         self.registry.promote("reward", version.number, by="learner", reason="refitted on all votes in force")
         self._show(version)
         self._follow()
         metrics.REWARD_FITS.inc()
         log.info("reward_published", version=version.number, votes=len(judged.signals), seconds=round(time.perf_counter() - started, 3))
         return True
+
+    def _judged(self) -> Judged:
+        """Return the newest votes in force and what they judge, weighted."""
+        self._look_at_edits()
+        settings = self.config.learner
+        weights = self.journal.weights(half_life_s=settings.vote_half_life_s, max_importance=settings.max_importance)
+        return self.journal.judged_answers(self.edits, weights)
+
+    def lesson(self) -> Lesson:
+        """Return what a trunk could be made of now: the newest votes in force, and what is typical."""
+        edited = {ident: (self._edited_ids(text), self.edits[ident]) for ident, text in self._edited.items()}
+        return lesson(self._judged().signals, self.journal, edited, self.base.feature_width, self.reward.version)
 
     def _learn_policy(self) -> None:
         started = time.perf_counter()
@@ -208,7 +235,7 @@ class Cycle:
             self.journal.forget_waiting(through)
             return
         usable = (i for i in self.journal.held_out.values() if unusable(i, self._live, settings.max_staleness_versions) is None)
-        held_out = [make_rollout(i, self.reward, settings.pessimism, self.terms) for i in usable]
+        held_out = [make_rollout(self.eye.seen(i), self.reward, settings.pessimism, self.terms) for i in usable]
         about = {"groups": len(rollouts), "interactions_through": through, "used_from": self.at.used_through} | self._read_through()
         try:
             made = challenger.train(
@@ -263,13 +290,12 @@ class Cycle:
         through = max((position for position, _ in self.journal.waiting.values()), default=self.at.used_through)
         for _, interaction in reversed(self.journal.waiting.values()):
             reason = unusable(interaction, self._live, settings.max_staleness_versions)
-            rollout = None if reason else make_rollout(interaction, self.reward, settings.pessimism, self.terms)
+            full = len(chosen) >= settings.max_groups_per_update
+            rollout = None if reason or full else make_rollout(self.eye.seen(interaction), self.reward, settings.pessimism, self.terms)
             if rollout is None or tied(rollout):
-                metrics.SKIPPED_GROUPS.labels(reason or "tied").inc()
-            elif len(chosen) < settings.max_groups_per_update:
-                chosen.append(rollout)
+                metrics.SKIPPED_GROUPS.labels(reason or ("surplus" if full else "tied")).inc()
             else:
-                metrics.SKIPPED_GROUPS.labels("surplus").inc()
+                chosen.append(rollout)
         return chosen[::-1], through
 
     def _demonstrations(self) -> list[Example]:
@@ -285,22 +311,18 @@ class Cycle:
         ids, eos = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]), self.tokenizer.eos_token_id
         return (*ids, eos) if eos is not None else ids
 
-    def _complete(self, interaction: Interaction) -> Interaction:
-        """Return a judged interaction with the features that serve could not give it."""
-        metrics.LATE_LOOKS.inc()
-        log.warning("features_missing", interaction=interaction.id)
-        temperature = interaction.sampling.temperature
-        answers = [Answer(c.token_ids, c.finish_reason == "stop") for c in interaction.candidates]
-        looks = self.base.look(interaction.prompt_token_ids, answers, temperature if temperature > 1e-5 else 1.0)
-        seen = zip(interaction.candidates, looks, strict=True)
-        return replace(interaction, candidates=tuple(replace(c, features=v.features, ref_logprobs=v.ref_logprobs) for c, v in seen))
-
     def _look_at_edits(self) -> None:
         for signal in self.journal.signals():
             if isinstance(signal, Demonstration) and self._edited.get(signal.feedback_id) != signal.text:
                 interaction = self.journal.judged[signal.interaction_id]
-                (seen,) = self.base.look(interaction.prompt_token_ids, [Answer(self._edited_ids(signal.text), True)], 1.0)
-                self.edits[signal.feedback_id], self._edited[signal.feedback_id] = seen.features, signal.text
+                self.edits[signal.feedback_id] = self.eye.edited(interaction, self._edited_ids(signal.text))
+                self._edited[signal.feedback_id] = signal.text
+
+    def _see_again(self) -> None:
+        """Look with other eyes at everything that is remembered."""
+        self.journal.see_again()
+        self.edits.clear()
+        self._edited.clear()
 
     def _predict(self, fresh: set[str]) -> None:
         """Score before we learn: hold fresh votes against the version that was live when they came."""

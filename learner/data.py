@@ -20,9 +20,10 @@ from learner.reward_trainer import Judged, Typical
 from learner.weights import Cast, weigh
 
 PAGE = 500
-MAX_VOTES = 2000
+MAX_VOTES = 1000
+"""Newest votes in force that a fit looks at: what older ones taught lives on in the policy and in the trunk."""
 MAX_WAITING = 256
-MIN_ANCHORS, MAX_ANCHORS = 4, 256
+MIN_ANCHORS, MAX_ANCHORS = 4, 128
 """Answers below which nothing is scaled by them, and requests after which no more are taken."""
 MAX_HELD_OUT = 16
 MAX_NEWEST = 48
@@ -36,9 +37,9 @@ NOTHING: Array = np.zeros((0, 0), np.float32)
 class Journal:
     """The learner's memory of store and traffic."""
 
-    def __init__(self, store: Store, complete: Callable[[Interaction], Interaction]) -> None:
-        """`complete` gives a judged interaction the features that it lacks."""
-        self.store, self.complete = store, complete
+    def __init__(self, store: Store, seen: Callable[[Interaction], Interaction]) -> None:
+        """`seen` gives an interaction the features that today's reward model reads."""
+        self.store, self.seen = store, seen
         self.position = 0
         """Store position up to which votes were read."""
         self.traffic_position = 0
@@ -74,6 +75,12 @@ class Journal:
         """Offer interactions up to this position no more."""
         for ident in [ident for ident, (position, _) in self.waiting.items() if position <= through]:
             del self.waiting[ident]
+
+    def see_again(self) -> None:
+        """Look with other eyes at what was judged and at what is typical."""
+        for known in (self.judged, self.anchors):
+            for ident, interaction in known.items():
+                known[ident] = self.seen(interaction)
 
     def signals(self, only: Collection[str] | None = None) -> list[Signal]:
         """Return the training signals of the newest votes in force, or only those of the feedback ids named."""
@@ -142,7 +149,7 @@ class Journal:
         """Have the interactions of the newest votes, and now and then forget the others."""
         needed = {feedback.interaction_id for feedback in self._newest()}
         for ident, interaction in self.store.interactions(needed - self.judged.keys()).items():
-            self.judged[ident] = interaction if _scored(interaction) else self.complete(interaction)
+            self.judged[ident] = self.seen(interaction)
         if len(self.judged) > 2 * MAX_VOTES:
             self.judged = {ident: interaction for ident, interaction in self.judged.items() if ident in needed}
 
@@ -158,7 +165,7 @@ class Journal:
         if not _scored(interaction):
             return
         if len(self.anchors) < MAX_ANCHORS and interaction.policy_version == 0:
-            self.anchors[interaction.id] = interaction
+            self.anchors[interaction.id] = self.seen(interaction)
         if interaction.policy_version:
             self.newest.append((position, interaction))
         if held_out(interaction.id):

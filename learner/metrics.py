@@ -10,6 +10,7 @@ VOTES_LEARNED = Gauge("attune_votes_learned", "Votes in force that the champion 
 REWARD_FITS = Counter("attune_reward_fits_total", "Reward versions published.")
 REWARD_FIT_SECONDS = Histogram("attune_reward_fit_seconds", "Time of one reward fit.", buckets=SECONDS)
 REWARD_QUALITY = Gauge("attune_learner_reward_quality", "How well votes were predicted before they were learned.", ["kind", "figure"])
+TRUNK_FITS = Counter("attune_trunk_fits_total", "Fits of a trunk by outcome.", ["outcome"])
 POLICY_UPDATES = Counter("attune_policy_updates_total", "Policy updates by outcome.", ["outcome"])
 POLICY_UPDATE_SECONDS = Histogram("attune_policy_update_seconds", "Time of one policy update.", buckets=SECONDS)
 SKIPPED_GROUPS = Counter("attune_groups_skipped_total", "Interactions that PPO did not use, by reason.", ["reason"])

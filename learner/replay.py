@@ -25,6 +25,7 @@ from attune.telemetry import setup_logging
 from attune.types import Interaction, Promotion, State, Version
 from feedback.store import Store, StoredFeedback
 from learner.program import assemble
+from learner.trunk_trainer import Fitted
 
 HASHED = {"policy": "adapter_model.safetensors", "reward": "reward.safetensors"}
 MADE_BY = "learner"
@@ -65,6 +66,9 @@ class Replay:
         model = config.model.model_copy(update={"path": config.model_folder})
         config = config.model_copy(update={"home": work, "model": model})
         self.cycle = assemble(config, store, self.scratch, threading.Event())
+        reports = [self.source.version("reward", number).report for number in self.source.numbers("reward")]
+        self._begun = {("reward", report["trunk_from"]) for report in reports if "trunk_from" in report}
+        self._trunks: dict[int, Fitted] = {}
 
     def until(self, number: int) -> Iterator[Outcome]:
         """Make versions again, in the order of the log, up to and with the policy of this number."""
@@ -84,7 +88,11 @@ class Replay:
         self.store.traffic_through = int(version.report["traffic_through"])
         if record.kind == "policy":
             self.cycle.at = replace(self.cycle.at, used_through=int(version.report["used_from"]))
+        if begun := version.report.get("trunk_from"):
+            self.cycle.refit.ready = self._trunks.pop(int(begun))
         self.cycle.make(record.kind)
+        if (record.kind, record.version) in self._begun:
+            self._trunks[record.version] = self.cycle.refit.make(self.cycle.lesson())
         made = self.scratch.version(record.kind, record.version)
         name = HASHED[record.kind]
         return Outcome(version, made.files[name] == version.files[name], self.scratch.state(record.kind, record.version))

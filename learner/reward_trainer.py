@@ -84,27 +84,41 @@ class _Fit:
 
 
 def fit(
-    judged: Judged, typical: Typical, pessimism: float, seed: int, *, temperature: float = 1.0, debias: Sequence[str] = ()
+    judged: Judged,
+    typical: Typical,
+    pessimism: float,
+    seed: int,
+    *,
+    temperature: float = 1.0,
+    debias: Sequence[str] = (),
+    trunk: bool = False,
 ) -> tuple[RewardModel, dict[str, float]]:
     """Return a reward model (version 0 until it is published) and its figures. Deterministic for the same input and seed.
 
     `temperature` calibrates its probabilities and changes nothing else; `debias` names the styles whose effect is left out of the score.
+    With a `trunk`, its number stands behind each answer's features: utility starts from it, and the other features say what it missed.
     """
     center_D = typical.features_ND.mean(0)
     scale_D = np.maximum(typical.features_ND.std(0), 1e-3)
+    if trunk:
+        center_D[-1], scale_D[-1] = 0.0, 1.0
     plain = RewardModel(0, center_D, scale_D, np.zeros_like(center_D), np.zeros((NUM_PARTICLES, len(center_D)), np.float32))
     if not judged.signals:  # all votes were withdrawn
         return replace(plain, anchors=_anchors(plain, typical, pessimism)), {"signals": 0.0, "answers": 0.0}
     z_MD = torch.from_numpy(plain.standardise(judged.features_MD))
+    start_M = z_MD[:, -1].clone() if trunk else torch.zeros(len(z_MD))
+    z_MD = z_MD[:, : z_MD.shape[1] - trunk]
     batch = make_batch(judged.signals, judged.rows, judged.edits)
     generator = torch.Generator().manual_seed(seed)
-    fits = _fits(batch, z_MD, generator)
+    fits = _fits(batch, z_MD, start_M, generator)
     share = torch.softmax(torch.tensor([f.log_evidence for f in fits.values()]), 0)
     mean_D = sum(float(s) * f.weights_D for s, f in zip(share, fits.values(), strict=True))
     origin = torch.multinomial(share, NUM_PARTICLES, replacement=True, generator=generator)
     every = list(fits.values())
     particles_KD = torch.stack([every[int(o)].samples_KD[k] for k, o in enumerate(origin)])
     assert isinstance(mean_D, torch.Tensor)
+    if trunk:
+        mean_D, particles_KD = (torch.nn.functional.pad(weights, (0, 1), value=1.0) for weights in (mean_D, particles_KD))
     scale = Scale(temperature, sum(float(s) * f.thumb_bias for s, f in zip(share, fits.values(), strict=True)))
     model = RewardModel(0, center_D, scale_D, mean_D.numpy(), particles_KD.numpy(), scale=scale)
     model, looks = _debiased(model, typical, debias)
@@ -122,18 +136,18 @@ def _prior_std(variances: Sequence[float], width: int) -> torch.Tensor:
     return torch.cat([torch.full((size,), (v / size) ** 0.5) for v, size in zip(variances, _group_sizes(width), strict=True)])
 
 
-def _fits(batch: Batch, z_MD: torch.Tensor, generator: torch.Generator) -> dict[str, _Fit]:
+def _fits(batch: Batch, z_MD: torch.Tensor, start_M: torch.Tensor, generator: torch.Generator) -> dict[str, _Fit]:
     """Return the probes that can matter: evidence never exceeds -loss, so the hopeless are dropped before the costly part."""
     grams, width = _grams(z_MD), z_MD.shape[1]
     modes = {}
     for name, variances in PROBES.items():
         std_D = _prior_std(variances, width)
-        modes[name] = _mode(batch, _space(z_MD, std_D, grams, variances), std_D)
+        modes[name] = _mode(batch, _space(z_MD, std_D, grams, variances), std_D, start_M)
     fits: dict[str, _Fit] = {}
     best = -float("inf")
     for name, mode in sorted(modes.items(), key=lambda item: item[1].loss):
         if -mode.loss > best - NEGLIGIBLE_NATS:
-            fits[name] = _laplace(batch, mode, generator)
+            fits[name] = _laplace(batch, mode, start_M, generator)
             best = max(best, fits[name].log_evidence)
     return fits
 
@@ -171,7 +185,7 @@ def _to_weights(space: _Space, u_KR: torch.Tensor, prior_KD: torch.Tensor, noise
     return weights_KD
 
 
-def _mode(batch: Batch, space: _Space, std_D: torch.Tensor) -> _Mode:
+def _mode(batch: Batch, space: _Space, std_D: torch.Tensor, start_M: torch.Tensor) -> _Mode:
     u_R = torch.zeros(space.X_MR.shape[1], requires_grad=True)
     nuisance = torch.zeros(NUM_NUISANCE, requires_grad=True)
     offset_U = torch.zeros(batch.num_users, requires_grad=True)
@@ -182,7 +196,7 @@ def _mode(batch: Batch, space: _Space, std_D: torch.Tensor) -> _Mode:
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = nll(batch, space.X_MR @ u_R, nuisance, offset_U) + 0.5 * (u_R**2).sum()
+        loss = nll(batch, start_M + space.X_MR @ u_R, nuisance, offset_U) + 0.5 * (u_R**2).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
@@ -191,9 +205,9 @@ def _mode(batch: Batch, space: _Space, std_D: torch.Tensor) -> _Mode:
     return _Mode(space, std_D, u_R.detach(), nuisance.detach(), offset_U.detach(), loss)
 
 
-def _laplace(batch: Batch, mode: _Mode, generator: torch.Generator) -> _Fit:
+def _laplace(batch: Batch, mode: _Mode, start_M: torch.Tensor, generator: torch.Generator) -> _Fit:
     space, width = mode.space, len(mode.std_D)
-    rows_AR = fisher_rows(batch, space.X_MR, space.X_MR @ mode.u_R, mode.nuisance, mode.offset_U)
+    rows_AR = fisher_rows(batch, space.X_MR, start_M + space.X_MR @ mode.u_R, mode.nuisance, mode.offset_U)
     noise_KR, half_logdet = _posterior(rows_AR, generator)
     prior_KD = torch.randn(NUM_PARTICLES, width, generator=generator)
     jitter_KM = torch.randn(NUM_PARTICLES, len(space.X_MR), generator=generator)

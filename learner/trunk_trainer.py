@@ -19,6 +19,7 @@ from attune.packing import pack
 from attune.reward import RewardModel, Scale, unpack
 from attune.trunk import WEIGHTS, Trunk, as_tensors, part, run
 from attune.types import Interaction, Signal
+from learner import reward_trainer
 from learner.likelihoods import NUM_NUISANCE, Index, make_batch, nll
 from learner.prequential import Prequential
 
@@ -56,6 +57,8 @@ class Lesson:
     signals: Sequence[Signal]
     asked: Mapping[str, Asked]
     typical: Sequence[Asked]
+    after: int = 0
+    """The reward version that knew the same votes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +84,15 @@ def held_back(votes: int) -> int:
     return max(MIN_NEWEST, min(NEWEST, round(NEWEST_SHARE * votes)))
 
 
-def fit(base: FrozenBase, lesson: Lesson, probe: RewardModel, held: int, seed: int, stopping: Callable[[], bool] = lambda: False) -> Fitted:
-    """Return a trunk taught on all signals but the last `held`, on which it is compared with `probe`, taught on the same.
+def fit(base: FrozenBase, lesson: Lesson, seed: int, stopping: Callable[[], bool] = lambda: False) -> Fitted:
+    """Return a trunk taught on all signals but the newest, on which it is compared with the linear model that it started as.
 
     Deterministic for the same input, seed and threads. Raises `Stopped`, and `RegistryError` where the base has no place for a trunk.
     """
+    held = min(held_back(len(lesson.signals)), len(lesson.signals) // 2)
+    probe = _probe(lesson, lesson.signals[:-held], seed)
     trunk = Trunk(base, as_tensors(probe.center_D, probe.scale_D, probe.mean_D))
+    trunk.begin(seed)
     lower = part(base.network, 0, trunk.first)
     rows: dict[str, _Row] = {}
     for name, asked in lesson.asked.items():
@@ -106,8 +112,30 @@ def fit(base: FrozenBase, lesson: Lesson, probe: RewardModel, held: int, seed: i
             raise Stopped
         if (name := asked.interaction.id) not in said:
             said[name] = _Row(base, lower, asked).numbers(trunk)
-    report = {"trunk_log_loss": loss, "probe_log_loss": probe_loss, "trunk_temperature": temperature, "trunk_held_back": float(held)}
+    report = {
+        "trunk_log_loss": loss,
+        "probe_log_loss": probe_loss,
+        "trunk_temperature": temperature,
+        "trunk_held_back": held,
+        "trunk_from": lesson.after,
+    }
     return Fitted(trunk, _by_name(lesson, said), {name: round(value, 4) for name, value in report.items()})
+
+
+def _probe(lesson: Lesson, signals: Sequence[Signal], seed: int) -> RewardModel:
+    """Return the linear model on frozen features that some signals teach."""
+    features: list[bytes] = []
+    rows: Index = {}
+    edits: dict[str, int] = {}
+    for name in dict.fromkeys(signal.interaction_id for signal in signals):
+        asked = lesson.asked[name]
+        candidates = len(asked.tokens) - len(asked.edits)
+        rows |= {(name, k): len(features) + k for k in range(candidates)}
+        edits |= {feedback_id: len(features) + candidates + k for k, feedback_id in enumerate(asked.edits)}
+        features += asked.features
+    texts = [c.text for asked in lesson.typical for c in asked.interaction.candidates]
+    typical = reward_trainer.Typical(unpack([f for asked in lesson.typical for f in asked.features]), texts)
+    return reward_trainer.fit(reward_trainer.Judged(unpack(features), rows, edits, signals), typical, 0.0, seed)[0]
 
 
 class _Row:

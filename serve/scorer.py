@@ -6,9 +6,10 @@ answered unranked, counted and logged: a reply matters more than its rank.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import structlog
@@ -18,6 +19,7 @@ from attune.errors import AdapterError
 from attune.frozen import Answer, FrozenBase, load_base
 from attune.reward import RewardModel
 from attune.terms import Terms
+from attune.trunk import Trunk
 from attune.types import Candidate
 from serve import metrics
 
@@ -48,7 +50,7 @@ class Scorer:
 
     def __init__(self, base: FrozenBase, pessimism: float, terms: Terms | None = None) -> None:
         self.base, self.pessimism, self.terms = base, pessimism, terms or Terms()
-        self.reward = RewardModel.prior(base.feature_width)
+        self._live: tuple[RewardModel, Trunk | None] = (RewardModel.prior(base.feature_width), None)
         self._thread = ThreadPoolExecutor(1, "scorer")
 
     @classmethod
@@ -57,16 +59,28 @@ class Scorer:
         terms = Terms.load(config.terms)
         return cls(FrozenBase(load_base(config.model_folder, config.model.revision)), config.serve.pessimism, terms)
 
-    def adopt(self, model: RewardModel) -> None:
-        """Rank with this model from the next request on; raises `AdapterError` if it does not fit the base model."""
-        width = self.base.feature_width
+    @property
+    def reward(self) -> RewardModel:
+        """The live version."""
+        return self._live[0]
+
+    def trunk(self, number: int, folder: Callable[[int], Path]) -> Trunk | None:
+        """Return the trunk that a version brought, loaded from its folder unless it is live already; None for number 0."""
+        reward, trunk = self._live
+        if not number or number == reward.trunk:
+            return trunk if number else None
+        return Trunk.load(self.base, folder(number))
+
+    def adopt(self, model: RewardModel, trunk: Trunk | None = None) -> None:
+        """Rank with this model, on its trunk, from the next request on; raises `AdapterError` if it does not fit the base model."""
+        width = self.base.feature_width + (trunk is not None)
         if model.mean_D.shape != (width,):
             raise AdapterError(f"it judges {model.mean_D.shape[0]} features where this base model has {width}")
         with np.errstate(all="ignore"):
             mean, spread = model.judge(np.stack([np.zeros(width, np.float32), np.ones(width, np.float32)]))
         if not (np.isfinite(mean).all() and np.isfinite(spread).all()):
             raise AdapterError("its judgements are not finite")
-        self.reward = model
+        self._live = model, trunk
 
     async def score(self, prompt: Sequence[int], candidates: tuple[Candidate, ...], temperature: float, wish: Wish) -> Scored:
         """Return the candidates with what the frozen pass saw and their scores.
@@ -85,11 +99,11 @@ class Scorer:
             metrics.SCORER_SECONDS.observe(time.perf_counter() - start)
 
     def _score(self, prompt: list[int], candidates: tuple[Candidate, ...], temperature: float, wish: Wish) -> Scored:
-        reward = self.reward
+        reward, trunk = self._live
         answers = [Answer(c.token_ids, c.finish_reason == "stop") for c in candidates]
         warm = temperature if temperature > 1e-5 else 1.0
         parts = rows(len(prompt), [len(a.token_ids) for a in answers], MAX_ROW_TOKENS)
-        looks = [look for part in parts for look in self.base.look(prompt, answers[part], warm)]
+        looks = [look for part in parts for look in self.base.look(prompt, answers[part], warm, trunk)]
         features = [look.features for look in looks]
         mean, spread = reward.utility(features)
         texts = [c.text for c in candidates]

@@ -114,7 +114,8 @@ class Swapper:
         else:
             folder = await asyncio.to_thread(self._verified, "reward", number)
             model = await asyncio.to_thread(RewardModel.load, folder)
-        self.scorer.adopt(model)
+        trunk = await asyncio.to_thread(self.scorer.trunk, model.trunk, lambda brought: self._verified("reward", brought))
+        self.scorer.adopt(model, trunk)
         metrics.REWARD_VERSION.set(number)
 
     async def _revive(self) -> None:

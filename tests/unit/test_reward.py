@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from attune.errors import RegistryError
+from attune.frozen import NUM_SCALARS
 from attune.reward import Anchors, RewardModel
 from attune.types import Demonstration, Kind, Preference, Rating, Signal
 from learner.likelihoods import Index, make_batch, nll
 from learner.reward_trainer import Judged, Typical, fit
 
 HIDDEN = 32
-WIDTH = 3 * HIDDEN + 6
+WIDTH = 3 * HIDDEN + NUM_SCALARS
 GROUPS, SIZE = 120, 4
 
 

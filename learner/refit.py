@@ -1,0 +1,90 @@
+"""Makes a new trunk for the reward model beside the loop, when votes have doubled since the last try."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+import torch
+
+from attune.config import LearnerSection
+from attune.errors import AttuneError
+from attune.frozen import FrozenBase
+from attune.types import Interaction, Signal
+from learner import metrics, trunk_trainer
+from learner.data import Journal
+from learner.trunk_trainer import Asked, Fitted, Lesson
+
+log = structlog.get_logger()
+
+
+class Refit:
+    """At most one fit at a time, on a thread of its own; what it made waits for `take`."""
+
+    def __init__(self, base: FrozenBase, settings: LearnerSection, stop: threading.Event) -> None:
+        self.base, self.settings, self._stop = base, settings, stop
+        self.ready: Fitted | None = None
+        self.due_at = settings.trunk_votes
+        self._thread: threading.Thread | None = None
+
+    def consider(self, votes: int, lesson: Callable[[], Lesson]) -> None:
+        """Begin a fit on the lesson if there are votes enough for the next one, and none is under way."""
+        if not self.settings.trunk_votes or votes < self.due_at or self.busy:
+            return
+        while self.due_at <= votes:
+            self.due_at *= 2
+        self._thread = threading.Thread(target=self._run, args=(lesson(),), name="trunk", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a fit is under way, or waits to be taken."""
+        return self.ready is not None or (self._thread is not None and self._thread.is_alive())
+
+    def make(self, lesson: Lesson) -> Fitted:
+        """Return the trunk of a lesson, whether it is better or not."""
+        return trunk_trainer.fit(self.base, lesson, self.settings.seed, self._stop.is_set)
+
+    def take(self) -> Fitted | None:
+        """Return the trunk that was made since, if it is better, once."""
+        fitted, self.ready = self.ready, None
+        return fitted
+
+    def _run(self, lesson: Lesson) -> None:
+        torch.set_num_threads(self.settings.threads)
+        try:
+            fitted = self.make(lesson)
+        except trunk_trainer.Stopped:
+            return
+        except AttuneError as error:
+            metrics.TRUNK_FITS.labels("failed").inc()
+            log.warning("trunk_failed", reason=str(error))
+            return
+        metrics.TRUNK_FITS.labels("better" if fitted.better else "no_better").inc()
+        log.info("trunk_fitted", better=fitted.better, **fitted.report)
+        if fitted.better:
+            self.ready = fitted
+
+
+Edited = Mapping[str, tuple[tuple[int, ...], bytes]]
+"""Tokens and features of edited texts, by feedback id."""
+
+
+def lesson(signals: Sequence[Signal], journal: Journal, edited: Edited, width: int, after: int) -> Lesson:
+    """Return the lesson of some signals; `width` counts frozen features, `after` names the reward version that knew the same votes."""
+    edits: dict[str, list[str]] = {}
+    for signal in signals:
+        if signal.feedback_id in edited:
+            edits.setdefault(signal.interaction_id, []).append(signal.feedback_id)
+    names = dict.fromkeys(signal.interaction_id for signal in signals)
+    asked = {name: _asked(journal.judged[name], [(i, *edited[i]) for i in edits.get(name, ())], width) for name in names}
+    return Lesson(signals, asked, [_asked(i, [], width) for i in journal.anchors.values()], after)
+
+
+def _asked(interaction: Interaction, edits: Sequence[tuple[str, tuple[int, ...], bytes]], width: int) -> Asked:
+    """Return a request with its answers and edits, and their frozen features alone (fp16)."""
+    return Asked(
+        interaction,
+        [*(c.token_ids for c in interaction.candidates), *(tokens for _, tokens, _ in edits)],
+        [f[: 2 * width] for f in (*(c.features or b"" for c in interaction.candidates), *(f for _, _, f in edits))],
+        [ident for ident, _, _ in edits],
+    )
