@@ -37,8 +37,8 @@ NOTHING: Array = np.zeros((0, 0), np.float32)
 class Journal:
     """The learner's memory of store and traffic."""
 
-    def __init__(self, store: Store, seen: Callable[[Interaction], Interaction]) -> None:
-        """`seen` gives an interaction the features that today's reward model reads."""
+    def __init__(self, store: Store, seen: Callable[..., Interaction]) -> None:
+        """`seen` gives an interaction the features that today's reward model reads (see `learner.eye`)."""
         self.store, self.seen = store, seen
         self.position = 0
         """Store position up to which votes were read."""
@@ -80,7 +80,7 @@ class Journal:
         """Look with other eyes at what was judged and at what is typical."""
         for known in (self.judged, self.anchors):
             for ident, interaction in known.items():
-                known[ident] = self.seen(interaction)
+                known[ident] = self.seen(interaction, served=False)
 
     def signals(self, only: Collection[str] | None = None) -> list[Signal]:
         """Return the training signals of the newest votes in force, or only those of the feedback ids named."""

@@ -57,12 +57,15 @@ class Eye:
         """See with a trunk that has just been made."""
         self.trunk, self._said, self.trunk_version = fitted.trunk, fitted.said, trunk_version
 
-    def seen(self, interaction: Interaction) -> Interaction:
-        """Return an interaction with features as this eye sees them, and with reference log-probs."""
+    def seen(self, interaction: Interaction, *, served: bool = True) -> Interaction:
+        """Return an interaction with features as this eye sees them, and with reference log-probs.
+
+        `served`: its features are those that serve made, with the trunk of the version that ranked it; else another eye has seen it since.
+        """
         if any(c.features is None for c in interaction.candidates):
             log.warning("features_missing", interaction=interaction.id)
             return self._again(interaction)
-        if self._trunk_behind(interaction.reward_version) == self.trunk_version:
+        if served and self._trunk_behind(interaction.reward_version) == self.trunk_version:
             return interaction
         bare = [(c.features or b"")[: 2 * self.base.feature_width] for c in interaction.candidates]
         if self.trunk is not None:

@@ -49,6 +49,11 @@ class Refit:
         fitted, self.ready = self.ready, None
         return fitted
 
+    def wait(self) -> None:
+        """Return when no fit is under way."""
+        if self._thread is not None:
+            self._thread.join()
+
     def _run(self, lesson: Lesson) -> None:
         torch.set_num_threads(self.settings.threads)
         try:

@@ -1,82 +1,22 @@
 """The loop of learning over a real store and registry, with a tiny model: what it publishes, follows, survives and never does twice."""
 
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from random import Random
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from attune import halt
-from attune.config import Config, LearnerSection, ModelSection
-from attune.frozen import Answer, FrozenBase, load_base, twin
-from attune.registry import Registry
-from attune.types import Candidate, Feedback, Interaction, Kind, Sampling, State, Withdrawal
-from feedback.store import Store
+from attune.frozen import Answer, twin
+from attune.types import Interaction, Kind, Sampling, State, Withdrawal
 from learner import metrics
 from learner.cycle import Cycle
-from learner.data import held_out
 from learner.policy import Policy
 from learner.ppo import Stopped
 from learner.replay import Replay
-
-QUICK = LearnerSection(min_votes_per_update=4, policy_lr=1e-3, optimizer_steps=1, top_up_groups=0)
-
-
-class World:
-    """A store, a registry and a base model; people who like long answers."""
-
-    def __init__(self, folder: Path, model: Path, learner: LearnerSection = QUICK, dtype: torch.dtype = torch.float32) -> None:
-        self.config = Config(home=folder, model=ModelSection(path=str(model)), learner=learner)
-        self.store, self.registry = Store.open(f"sqlite:///{folder}/store.sqlite"), Registry(folder / "registry")
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.network = load_base(str(model), None, dtype)
-        self.base = FrozenBase(twin(self.network))
-        self.random = Random(0)
-        self.count, self.now = 0, 0.0
-
-    def learner(self, *, stopped: bool = False, **more: Any) -> Cycle:
-        """Start a learner, as after a restart: nothing but store, registry and home folder is kept."""
-        policy = Policy(twin(self.network), self.config.model, "tiny", self.config.learner.policy_lr, 0)
-        stop = threading.Event()
-        if stopped:
-            stop.set()
-        return Cycle(self.config, self.store, self.registry, self.base, policy, self.tokenizer, stop, **more)
-
-    def interaction(
-        self, *, held: bool = False, version: int = 0, shift: float = 0.0, prompt: Sequence[int] | None = None, **more: Any
-    ) -> Interaction:
-        """Make an answered request whose four candidates differ in length, drawn from (nearly) the base."""
-        while held_out(f"i{self.count}") != held:
-            self.count += 1
-        prompt = list(prompt or [self.random.randrange(10, 300) for _ in range(12)])
-        answers = [[self.random.randrange(10, 300) for _ in range(length)] for length in (4, 8, 16, 24)]
-        looks = self.base.look(prompt, [Answer(a, True) for a in answers], 0.7)
-        candidates = tuple(
-            Candidate(k, "w " * len(a), tuple(a), tuple(x + shift for x in v.ref_logprobs), "stop", v.ref_logprobs, v.features)
-            for k, (a, v) in enumerate(zip(answers, looks, strict=True))
-        )
-        self.count += 1
-        made = Interaction(
-            f"i{self.count - 1}", 0.0, ({"role": "user", "content": "x"},), tuple(prompt), Sampling(0.7), candidates, (0,), (0.25,),
-            version, 0, "template-x",
-        )  # fmt: skip
-        return replace(made, **more)
-
-    def vote(self, interaction: Interaction, value: Any = (3, 2, 1, 0), kind: Kind = Kind.RANKING) -> Feedback:
-        ident, value = f"fb-{interaction.id}-{kind}", list(value) if kind is Kind.RANKING else value
-        self.now += 1.0
-        return Feedback(ident, f"{ident}-{self.now}", interaction.id, kind, value, 0, self.now)
-
-    def votes(self, number: int, **more: Any) -> None:
-        """Let people vote on fresh interactions."""
-        made = [self.interaction(**more) for _ in range(number)]
-        self.store.write([*made, *map(self.vote, made)])
+from tests.fixtures.world import QUICK, World
 
 
 @pytest.fixture

@@ -164,9 +164,10 @@ def test_where_an_answer_stood_is_not_what_it_is_worth() -> None:
     features, truth, rows = world()
     rng = np.random.default_rng(2)
     signals: list[Signal] = []
-    for n in range(100):  # people who mostly take the first they see
-        first = int(rng.integers(2))
-        better = first if rng.random() < 0.8 else int(truth[n * SIZE] < truth[n * SIZE + 1])
+    for n in range(GROUPS):  # people who often take the first they see, where mostly the worse stands
+        worthier = int(truth[n * SIZE] < truth[n * SIZE + 1])
+        first = 1 - worthier if rng.random() < 0.7 else worthier
+        better = first if rng.random() < 0.4 else worthier
         order = (better, 1 - better)
         places = tuple(0 if candidate == first else 1 for candidate in order)
         signals.append(Preference(f"f{n}", f"i{n}", order, False, 1.0, Kind.COMPARISON, None, places))
