@@ -197,6 +197,12 @@ class Config(_Section):
         return Path(self.model_folder).absolute().name if self.model_is_folder else self.model.path
 
     @property
+    def base_url(self) -> str:
+        """Return serve's address as a client on this machine writes it."""
+        host = "127.0.0.1" if self.serve.host in ("0.0.0.0", "", "::") else self.serve.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.serve.port}"
+
+    @property
     def store_url(self) -> str:
         return self.store.url or f"sqlite:///{self.home / 'store.sqlite'}"
 

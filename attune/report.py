@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from attune.registry import Registry
-from attune.types import ArtifactKind, State, Version
+from attune.types import QUALITY, ArtifactKind, State, Version
 
-QUALITY = ("accuracy", "auroc", "spearman", "pearson", "ece", "predicted")
 KINDS = ("overall", "thumb", "rating", "comparison", "ranking", "edit")
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from attune.report import KINDS, QUALITY, Entry, Report
+from attune.report import KINDS, Entry, Report
+from attune.types import QUALITY
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem;background:#f5f4ef;color:#222}

@@ -22,6 +22,8 @@ class Kind(StrEnum):
     OUTCOME = "outcome"
 
 
+QUALITY = ("accuracy", "auroc", "spearman", "pearson", "ece", "predicted")
+"""How well votes were predicted before they were learned: `<kind>_<figure>` in a reward version's report."""
 LEARNING = "attune:learning"
 """The conversation of answers that nobody asked for: the learner had them drawn."""
 

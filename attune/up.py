@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
 
 def welcome(config: Config) -> str:
     """Return what a newcomer needs next: address, key, and three things to try."""
-    url, command = base_url(config), _short(Path(sys.executable).with_name("attune"))
+    url, command = config.base_url, _short(Path(sys.executable).with_name("attune"))
     key = (config.home / "api-key").read_text().strip()
     home = "" if config.home == Path(".attune").absolute() else f"ATTUNE_HOME={_short(config.home)} "
     return f"""
@@ -171,12 +171,6 @@ Attune is ready.
 """
 
 
-def base_url(config: Config) -> str:
-    """Return the server's address as a client on this machine writes it."""
-    host = "127.0.0.1" if config.serve.host in ("0.0.0.0", "") else config.serve.host
-    return f"http://{f'[{host}]' if ':' in host else host}:{config.serve.port}"
-
-
 def last_line(log: Path) -> str:
     """Return the last line of a program's log without its name in front."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
@@ -190,7 +184,7 @@ def _wait_ready(config: Config, supervisor: Supervisor, progress: Progress) -> N
         elapsed = time.monotonic() - started
         progress.doing(f"starting the engine and loading {config.model_identity} ({elapsed:.0f} s, usually 15 to 60)")
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(base_url(config) + "/readyz", timeout=1.0).status_code == 200:
+            if httpx.get(config.base_url + "/readyz", timeout=1.0).status_code == 200:
                 return
         time.sleep(0.25)
 
@@ -202,7 +196,7 @@ def _watch(config: Config, supervisor: Supervisor, progress: Progress) -> NoRetu
         now = time.monotonic()
         supervisor.check(now)
         if progress.watched and now - asked >= LINE_EVERY_S:
-            if line := live_line.ask(base_url(config), key):
+            if line := live_line.ask(config.base_url, key):
                 progress.doing(line)
             asked = now
         time.sleep(0.2)

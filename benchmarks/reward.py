@@ -2,7 +2,7 @@
 
 `python -m benchmarks.reward [--parts trunk rerank]`. The trunk: 48 recorded pairs (prompts of 128 tokens, answers of 32 to 64), one thread,
 LoRA r8, two epochs, everything but loading included (ours: also the comparison on 24 more that are held back), on the demo model; TRL with
-LoRA on all layers and on the trunk's alone, in fp32 and bf16, its best counts. The reranker: a fresh deployment under chat traffic, one vote
+LoRA on all layers and on the trunk's alone, in fp32 and bf16, its best counts. The reranker: a fresh deployment under chat traffic, a vote
 a second, until serve ranks with a version that knows the vote.
 """
 

@@ -13,21 +13,21 @@ from typing import Any
 
 import structlog
 
-from attune import halt
 from attune.config import Config
 from attune.errors import Diverged
 from attune.frozen import FrozenBase
 from attune.registry import Registry
 from attune.reward import OWN
 from attune.terms import Terms
-from attune.types import ArtifactKind, Demonstration, Interaction, State, Version, question
+from attune.types import ArtifactKind, Demonstration, Interaction, State, Version
 from feedback.store import Store
-from learner import challenger, gate, metrics, ppo, reward_trainer, standing, tripwires
+from learner import challenger, gate, metrics, ppo, reward_trainer, standing
 from learner.challenger import Challenger
 from learner.data import Journal
 from learner.eye import Eye
 from learner.policy import Policy
 from learner.prequential import Prequential
+from learner.readiness import Readiness
 from learner.refit import Refit, lesson
 from learner.reward_trainer import Judged
 from learner.rollout import Rollout, make_rollout, tied, unusable
@@ -35,9 +35,6 @@ from learner.sft import Example
 from learner.trunk_trainer import Lesson
 
 log = structlog.get_logger()
-
-TOP_UP_WAIT_S = 15.0
-"""How long rollouts that were drawn for us may take through bus and store."""
 
 
 class Cycle:
@@ -60,15 +57,14 @@ class Cycle:
         self.eye = Eye(base, registry)
         self.journal = Journal(store, self.eye.seen)
         self.refit = Refit(base, config.learner, stop)
+        self.readiness = Readiness(config, self.journal, top_up)
         self.prequential, self.terms = Prequential(), Terms.load(config.terms)
         self.edits: dict[str, bytes] = {}
         self._edited: dict[str, str] = {}
         self.reward = self.eye.load(0)
         self.stop = stop
         self._live = 0
-        self._waiting_since: float | None = None
         self._show = show
-        self._top_up, self._topped_until, self._idle_until = top_up, None, 0.0
         self.at = standing.read(registry)
         self._follow()
         log.info("learner_resumed", policy_version=self.at.policy, reward_version=self.at.reward, trained_through=self.at.trained_through)
@@ -95,9 +91,9 @@ class Cycle:
         refitted = news and self._learn_reward()
         if refitted:
             self.refit.consider(len(self.journal.votes), self.lesson)
-        if self._due() and not self._stopped_by_a_wire() and not self._awaits_rollouts():
+        if self.readiness.ready(self.at, reward=self.reward.version, live=self._live):
             self._learn_policy()
-            self._waiting_since = self._topped_until = None
+            self.readiness.start_over()
             return True
         return refitted
 
@@ -137,49 +133,6 @@ class Cycle:
         else:
             self.policy.reset()
         self._live = champion
-
-    def _due(self) -> bool:
-        waiting = len(self.journal.votes_after(self.at.tried_through))
-        now = time.monotonic()
-        idle = not self.journal.waiting and (not self.config.learner.top_up_groups or now < self._idle_until)
-        if not waiting or idle or not self.reward.version:
-            self._waiting_since = None
-            return False
-        self._waiting_since = self._waiting_since or now
-        settings = self.config.learner
-        return waiting >= settings.min_votes_per_update or now - self._waiting_since >= settings.max_vote_wait_s
-
-    def _awaits_rollouts(self) -> bool:
-        """Whether traffic gave too few rollouts and more are on their way, drawn for us from the prompts just voted on."""
-        settings, now = self.config.learner, time.monotonic()
-        have = sum(unusable(i, self._live, settings.max_staleness_versions) is None for _, i in self.journal.waiting.values())
-        if have >= settings.top_up_groups:
-            return False
-        if self._topped_until is None:
-            made = self._top_up(self.journal.newest_prompts(settings.top_up_groups - have))
-            self._topped_until = now + (TOP_UP_WAIT_S if made else 0.0)
-            if not made:
-                self._idle_until = now + settings.max_vote_wait_s
-        return now < self._topped_until
-
-    def _stopped_by_a_wire(self) -> bool:
-        """Whether policy updates are stopped, by now or since earlier; reward versions go on."""
-        if halted := halt.read(self.config.home):
-            return self._say_stopped(halted.reasons, first=False)
-        since = halt.resumed_at(self.config.home)
-        newest = [(question(i.messages), i.candidates[0].text) for at, i in self.journal.newest if at > since]
-        typical = [(question(i.messages), i.candidates[0].text) for i in self.journal.anchors.values()]
-        if not (reasons := tripwires.tripped(newest, typical)):
-            metrics.STOPPED.set(0)
-            return False
-        halt.stop(self.config.home, reasons, policy_version=self.at.policy, position=self.journal.traffic_position)
-        return self._say_stopped(reasons, first=True)
-
-    def _say_stopped(self, reasons: Sequence[str], *, first: bool) -> bool:
-        metrics.STOPPED.set(1)
-        if first:
-            log.error("learner_stopped", policy_version=self.at.policy, reasons=reasons, resume_with="attune resume")
-        return True
 
     def _learn_reward(self) -> bool:
         """Publish a reward version that knows every vote in force; return whether there were enough answers to do so."""

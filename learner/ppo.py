@@ -44,6 +44,7 @@ class _Plan:
     return_P: torch.Tensor
     """What was still to come of the answer, less its baseline: what the critic learns."""
     kl_nats: float
+    reference_nats: float
     entropy: float
 
 
@@ -133,7 +134,8 @@ def _plan(policy: Policy, rollout: Rollout, packed: Packed, seen: Forward, prox_
     logprob_P, critic = seen.logprob_P.detach(), policy.critic
     prox_P = logprob_P if prox_P is None else torch.where(prox_P.isfinite(), prox_P, logprob_P)
     behaviour_P = torch.tensor([x for row in rollout.behaviour for x in row])
-    ratio_P = prox_P - torch.tensor([x for row in rollout.reference for x in row])
+    reference_P = torch.tensor([x for row in rollout.reference for x in row])
+    ratio_P = prox_P - reference_P
     rewards = [
         shaped(reward, ratio_P[span], beta=settings.kl_beta, budget_nats=settings.kl_budget_nats, hinge=settings.kl_hinge)
         for reward, span in zip(rollout.rewards, packed.spans, strict=True)
@@ -150,6 +152,7 @@ def _plan(policy: Policy, rollout: Rollout, packed: Packed, seen: Forward, prox_
         feature_PF=feature_PF,
         return_P=torch.cat(to_come),
         kl_nats=float(ratio_P.sum()),
+        reference_nats=float(reference_P.sum()),
         entropy=float(seen.entropy_P.sum()),
     )
 
@@ -161,6 +164,7 @@ def _figures(rollouts: Sequence[Rollout], plans: dict[int, _Plan]) -> dict[str, 
     said = {name: [v for rollout in used for v in rollout.terms[name]] for name in used[0].terms}
     return {f"term_{name}": sum(values) / answers for name, values in said.items()} | {
         "kl_to_ref": sum(plan.kl_nats for plan in plans.values()) / answers,
+        "base_logprob": sum(plan.reference_nats for plan in plans.values()) / tokens,
         "entropy": sum(plan.entropy for plan in plans.values()) / tokens,
         "kept": sum(float(plan.keep_P.sum()) for plan in plans.values()) / tokens,
         "length_mean": tokens / answers,

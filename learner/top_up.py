@@ -23,11 +23,9 @@ class TopUp:
 
     def __init__(self, config: Config, transport: httpx.BaseTransport | None = None) -> None:
         """`transport` stands in for the network in tests."""
-        serve, learner = config.serve, config.learner
-        host = "127.0.0.1" if serve.host in ("0.0.0.0", "", "::") else serve.host
         self._key_file: Path = config.home / "api-key"
-        self._http = httpx.Client(base_url=learner.serve_url or f"http://{host}:{serve.port}", timeout=TIMEOUT_S, transport=transport)
-        self._candidates = serve.num_candidates
+        self._http = httpx.Client(base_url=config.learner.serve_url or config.base_url, timeout=TIMEOUT_S, transport=transport)
+        self._candidates = config.serve.num_candidates
 
     def ask(self, interactions: Sequence[Interaction]) -> int:
         """Have the prompts of these interactions answered anew and return how many were; stops at the first that serve turns away."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from attune.types import LEARNING, Interaction, Version
+from attune.types import LEARNING, QUALITY, Interaction, Version
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 60.0)
 
@@ -43,9 +43,6 @@ def observe(interaction: Interaction) -> None:
     TOKENS.inc(tokens)
     if interaction.conversation_id == LEARNING:
         LEARNING_TOKENS.inc(tokens)
-
-
-QUALITY = frozenset({"accuracy", "auroc", "spearman", "pearson", "ece", "predicted"})
 
 
 def live(version: Version, received_at: Iterable[float], now: float) -> None:
