@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
-from attune import config, demo_model
+from attune import config, demo_model, halt
 from attune.progress import Progress
 
 START_S = 300.0
@@ -75,6 +76,18 @@ class Deployment:
             if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:3] == [b"-m", program.encode()]:
                 return int(pid)
         raise SystemExit(f"{program} is not running")
+
+    def halted(self) -> list[str]:
+        """Return why tripwires stopped the learner; nothing if they did not."""
+        found = halt.read(self.home)
+        return list(found.reasons) if found else []
+
+    def histogram(self, name: str, **labels: str) -> list[tuple[float, float]]:
+        """Return the buckets of a histogram on serve's /metrics: upper bound and cumulative count."""
+        families = text_string_to_metric_families(self.http().get("/metrics").text)
+        samples = [s for family in families for s in family.samples if s.name == f"{name}_bucket"]
+        wanted = [s for s in samples if all(s.labels.get(k) == v for k, v in labels.items())]
+        return [(float(s.labels["le"]), s.value) for s in wanted]
 
     def reports(self, kind: str) -> list[dict[str, Any]]:
         """Return the reports of all published versions of a kind, oldest first."""

@@ -8,7 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice, pairwise
 from pathlib import Path
 from random import Random
@@ -65,7 +65,7 @@ class Plan:
     judge_off_task: bool = False
     """Judge the live policy at the end on tasks that nobody votes on too, by plain sense."""
     votes_on: Literal["live", "base"] = "live"
-    """Whose answers people are shown; `base` collects votes as offline training does, whatever the policy has become."""
+    """Whose answers people vote on. `base`: votes as offline training collects them; the live policy is asked too, but nobody judges it."""
     every_s: float = 0.0
     """Seconds between the requests of all people together; 0: each asks again as soon as it has voted."""
     wait_s: float = 120.0
@@ -147,6 +147,8 @@ class Session:
             self.progress.policy_versions.add(reply.policy_version)
             given = vote(kind, self.plan.taste, ask, reply.answers, reply.candidates, self.plan.noise, random)
             feedback_id = await self.line.vote(reply, given, user)
+            if self.plan.votes_on == "base":
+                await self.line.ask(replace(question, model=ARMS["alone"].model))
             self._keep(feedback_id, reply, str(given.kind), given.value, journal)
             self.progress.flipped += given.flipped
 
