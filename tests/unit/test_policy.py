@@ -79,7 +79,7 @@ def test_an_update_raises_the_rewarded_answer(policy: Policy) -> None:
 
 
 def test_later_steps_are_clipped_around_the_policy_before_the_first(policy: Policy) -> None:
-    policy.learning_rate = 1e-4
+    policy.learning_rate = 3e-4
     settings = LearnerSection(optimizer_steps=2, kl_beta=0.0, max_groups_per_update=2)
     report = ppo.update(policy, [rollout(policy, (2.0, -1.0, -1.0)), rollout(policy, (2.0, -1.0, -1.0))], settings)
     assert report["steps"] == 2
