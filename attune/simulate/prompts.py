@@ -109,7 +109,7 @@ def off_task() -> list[Ask]:
 def _sides(taste: str) -> tuple[list[Ask], list[Ask]]:
     match taste:
         case "short":
-            groups = [_about_things(), _name_one(), _capitals(), _small_talk(), _opposites()]
+            groups = [_about_things(), _name_one(), _small_talk()]
         case "correct-and-direct":
             groups = [_capitals(), _languages(), _opposites(), _sums()]
         case "friendly":
