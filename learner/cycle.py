@@ -83,6 +83,7 @@ class Cycle:
                 log.exception("cycle_failed")
                 pause_s = min(60.0, 2 * pause_s + 1.0)
             self.stop.wait(pause_s)
+        self.refit.wait()
 
     def once(self) -> bool:
         """Learn what is new; return whether there was anything to do."""

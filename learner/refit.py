@@ -64,6 +64,10 @@ class Refit:
             metrics.TRUNK_FITS.labels("failed").inc()
             log.warning("trunk_failed", reason=str(error))
             return
+        except Exception:  # the border of a thread: the loop goes on without a trunk
+            metrics.TRUNK_FITS.labels("failed").inc()
+            log.exception("trunk_failed")
+            return
         metrics.TRUNK_FITS.labels("better" if fitted.better else "no_better").inc()
         log.info("trunk_fitted", better=fitted.better, **fitted.report)
         if fitted.better:
