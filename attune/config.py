@@ -102,11 +102,11 @@ class LearnerSection(_Section):
     threads: Count = 1
     nice: Annotated[int, Field(ge=0, le=19)] = 10
     policy_lr: Positive = 3e-4
-    optimizer_steps: Count = 4
+    optimizer_steps: Count = 8
     """Parts that an update's rollouts are split into, an optimizer step each."""
     ppo_epochs: Annotated[int, Field(ge=1, le=4)] = 1
-    kl_beta: Annotated[float, Field(ge=0.0)] = 0.1
-    kl_budget_nats: Positive = 6.0
+    kl_beta: Annotated[float, Field(ge=0.0)] = 0.07
+    kl_budget_nats: Positive = 8.0
     """Budget per sequence; beyond it `kl_hinge` is taken off the reward per nat."""
     kl_hinge: Annotated[float, Field(ge=0.0)] = 0.3
     kl_limit_nats: Positive = 30.0
