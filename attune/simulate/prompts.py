@@ -21,13 +21,6 @@ Uruguay Montevideo|Venezuela Caracas|Jamaica Kingston|Latvia Riga|Estonia Tallin
 Slovakia Bratislava|Armenia Yerevan
 """
 
-_OPPOSITES = """
-hot cold|big small,little|up down|day night|happy sad,unhappy|fast slow|open closed,shut,close|light dark,heavy
-wet dry|old young,new|full empty|hard soft,easy|high low|rich poor|early late|left right|black white|loud quiet,soft
-strong weak|thick thin|long short|far near,close|clean dirty|first last|inside outside|summer winter|love hate
-tall short|wide narrow|sweet sour,bitter
-"""
-
 _LANGUAGES = """
 France French|Spain Spanish|Germany German|Italy Italian|Portugal Portuguese|Russia Russian|Japan Japanese
 China Chinese,Mandarin|Greece Greek|Turkey Turkish|Poland Polish|Sweden Swedish|Norway Norwegian|Denmark Danish
@@ -111,7 +104,7 @@ def _sides(taste: str) -> tuple[list[Ask], list[Ask]]:
         case "short":
             groups = [_about_things(), _name_one(), _small_talk()]
         case "correct-and-direct":
-            groups = [_capitals(), _languages(), _opposites(), _sums()]
+            groups = [_capitals(), _languages(), _sums()]
         case "friendly":
             groups = [_small_talk()]
         case "plain":
@@ -146,11 +139,6 @@ def _small_talk() -> list[list[Ask]]:
 def _capitals() -> list[list[Ask]]:
     pairs = [cell.split(" ", 1) for cell in _cells(_CAPITALS)]
     return [[Ask(f"What is the capital of {country}?", (city,))] for country, city in pairs]
-
-
-def _opposites() -> list[list[Ask]]:
-    pairs = [cell.split(" ", 1) for cell in _cells(_OPPOSITES)]
-    return [[Ask(f"What is the opposite of {word}?", tuple(others.split(",")))] for word, others in pairs]
 
 
 def _languages() -> list[list[Ask]]:

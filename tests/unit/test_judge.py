@@ -43,7 +43,7 @@ def test_ties_count_half_in_the_preference_and_not_among_the_decided() -> None:
 def test_a_policy_that_says_one_thing_to_all_is_seen() -> None:
     same = {ask: [Answer("Paris.")] for ask in ASKS}
     assert judge(DIRECT, same, WRONG).distinct_share == 1 / len(ASKS)
-    assert judge(DIRECT, RIGHT, WRONG).distinct_share > 0.8
+    assert judge(DIRECT, RIGHT, WRONG).distinct_share > 0.7
 
 
 @pytest.mark.parametrize("text", ["", "{question}", "Paris Paris Paris Paris"])
