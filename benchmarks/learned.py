@@ -81,7 +81,7 @@ def against_offline(taste: str, online: Sequence[Run], offline: Sequence[Run]) -
     votes, reached = theirs[-1]
     needed = votes_for(ours, reached)
     return {
-        "votes_online_vs_offline": votes / needed,
+        "votes_online_vs_offline": votes / max(1.0, needed),
         "offline_preference": reached,
         "online_preference": ours[-1][1],
         "online_votes": needed,
