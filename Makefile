@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-slow check bench demo lock clean help
+.PHONY: run test test-slow check bench examples demo lock clean help
 
 run: $(INSTALLED)  ## start Attune on http://127.0.0.1:8000
 	@exec $(BIN)/attune up
@@ -27,6 +27,9 @@ check: $(INSTALLED)  ## format, lint, types, and the rules of the house
 
 bench: $(INSTALLED)  ## the figures of the README
 	$(BIN)/python -m benchmarks.loop
+
+examples: $(INSTALLED)  ## three worked examples, written to docs/examples.md (about 25 minutes)
+	$(BIN)/python -m benchmarks.examples
 
 .PHONY: chromium
 chromium:

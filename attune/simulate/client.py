@@ -34,6 +34,7 @@ class Question:
     rerank: str | None = None
     max_tokens: int = 48
     temperature: float | None = None
+    seed: int | None = None
     user: str | None = None
 
 
@@ -70,6 +71,7 @@ class Line:
                 n=question.n,
                 max_tokens=question.max_tokens,
                 temperature=openai.omit if question.temperature is None else question.temperature,
+                seed=openai.omit if question.seed is None else question.seed,
                 extra_body={name: value for name, value in extra.items() if value is not None},
             )
             return _read(reply)

@@ -10,13 +10,16 @@ from pathlib import Path
 
 from attune.config import Config
 from attune.errors import ConfigError, RequestError, Unavailable
+from attune.simulate.rubrics import RUBRICS
 from attune.simulate.tastes import TASTES
 from attune.simulate.users import KINDS
+
+KNOWN = TASTES | RUBRICS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `attune simulate`."""
-    parser.add_argument("--taste", choices=sorted(TASTES), default="short", help="what the people like, hidden from the server")
+    parser.add_argument("--taste", choices=sorted(KNOWN), default="short", help="what the people like, hidden from the server")
     parser.add_argument("--votes", type=_count, default=200, help="votes to cast in all (default 200)")
     parser.add_argument("--clients", type=_count, default=4, help="people at the same time (default 4)")
     parser.add_argument("--noise", type=_share, default=0.1, help="share of votes that say the opposite of what was meant (default 0.1)")
@@ -57,7 +60,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
     from attune.simulate.watch import simulate
 
     plan = Plan(
-        taste=TASTES[args.taste],
+        taste=KNOWN[args.taste],
         votes=args.votes,
         clients=args.clients,
         noise=args.noise,

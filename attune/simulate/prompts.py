@@ -80,6 +80,37 @@ Why do leaves change colour?|Write a riddle about a clock.|Describe how to plant
 What makes a good neighbour?|Write a dialogue between a sailor and the sea.|Explain what a budget is.|Describe an old house.
 Write a complaint about a late parcel.|Give a tip for learning to swim.|Write a lullaby of two lines.
 """
+_STORY_SUBJECTS = """
+a lost key|an old boat|a blue door|a talking crow|a broken clock|a stray dog|a jar of honey|a silver whistle|a snowed-in village
+a borrowed bicycle|a locked garden|a runaway goat|a paper boat|a sleepless owl|a train at midnight|a forgotten letter|a cracked bell
+a kite without a string|a frozen lake|a box of buttons|a music teacher|a burnt cake|a lighthouse|a shy neighbour|a red umbrella
+a missing map|a field of sunflowers|a wooden horse|a thunderstorm|a little brother|a stone bridge|a market day|a cat called Pepper
+a hole in the fence|a ship in a bottle|a school play|a bag of seeds|an empty nest|a night at the harbour|a pair of skates
+a wishing well|a donkey cart|a birthday cake|a tower of books|a torn sail|a foggy morning|a brass lamp|a mountain hut|a small dragon
+an apple tree|a baker's dozen|a lost glove|a white feather|a garden snail|a steep hill|a broken string|a kind stranger|a tin drum
+a row of lanterns|a swimming lesson|a secret staircase|a bowl of soup
+"""
+_PRODUCTS = """
+a steel water bottle;750 ml;hikers|an oak cutting board;40 cm;home cooks|a wool blanket;180 cm;cold evenings
+a canvas backpack;25 litres;students|a glass teapot;900 ml;tea lovers|a leather wallet;11 cm;travellers
+a cotton apron;80 cm;bakers|a bamboo toothbrush;19 cm;campers|a copper pan;24 cm;cooks|a linen shirt;size 42;summer days
+a ceramic mug;350 ml;the office|a rubber mat;6 mm;yoga classes|an aluminium tent;2 kg;cyclists|a felt slipper;size 38;winter mornings
+a titanium spoon;17 cm;backpackers|a cork coaster;10 cm;dinner guests|a brass lamp;45 cm;readers|a nylon rope;30 m;climbers
+a beech stool;46 cm;small kitchens|a silk scarf;90 cm;evenings out|a plastic lunchbox;1 litre;school children
+an iron skillet;26 cm;camp fires|a jute rug;2 m;hallways|a pine shelf;60 cm;plants|a paper notebook;120 pages;writers
+a granite mortar;14 cm;spice lovers|a denim jacket;size 40;motorcyclists|a silicone spatula;28 cm;pancake fans
+a carbon paddle;210 cm;kayakers|a marble tray;30 cm;breakfast in bed|a steel thermos;500 ml;commuters|a birch desk;120 cm;home workers
+a leather belt;110 cm;gardeners|a glass jar;2 litres;pickles|a wool hat;58 cm;skiers|a walnut bowl;22 cm;salads
+a canvas hammock;3 m;lazy afternoons|a copper kettle;1.5 litres;camping trips|a cotton towel;140 cm;swimmers
+a bamboo chair;85 cm;balconies|a ceramic vase;25 cm;fresh flowers|a rubber boot;size 41;rainy walks
+an aluminium ladder;2.5 m;painters|a felt bag;15 litres;shoppers|a titanium mug;450 ml;mountaineers|a cork board;60 cm;busy families
+a brass compass;5 cm;scouts|a nylon poncho;300 g;festival visitors|a beech crib;120 cm;babies|a silk pillow;50 cm;good sleepers
+a plastic bucket;10 litres;car owners|an iron hook;12 cm;heavy coats|a jute sack;50 litres;potatoes|a pine bench;140 cm;gardens
+a paper lantern;35 cm;summer parties|a granite worktop;3 cm;new kitchens|a denim skirt;size 36;weekends
+a silicone ice tray;24 cubes;cold drinks|a carbon bicycle;8 kg;racers|a marble bookend;16 cm;collectors
+"""
+HEROINE = "Anastasia"
+"""Whom the stories of the taste `named-story` are about."""
 _PLAIN_FORMS = ("Explain {} to a child.", "What is {} good for?")
 _GREETINGS = ("Hello! {}", "Guess what! {}")
 
@@ -109,6 +140,10 @@ def _sides(taste: str) -> tuple[list[Ask], list[Ask]]:
             groups = [_small_talk()]
         case "plain":
             groups = [_about_things(_PLAIN_FORMS), _small_talk()]
+        case "named-story":
+            groups = [_stories()]
+        case "product":
+            groups = [_products()]
         case _:
             raise KeyError(taste)
     train = [chain.from_iterable(subjects[0::2]) for subjects in groups]
@@ -148,3 +183,16 @@ def _languages() -> list[list[Ask]]:
 
 def _sums() -> list[list[Ask]]:
     return [[Ask(f"What is {a} + {b}?", (str(a + b),))] for a, b in _SUMS]
+
+
+def _stories() -> list[list[Ask]]:
+    return [[Ask(f"Tell a story about {HEROINE} and {subject}.", (HEROINE,))] for subject in _cells(_STORY_SUBJECTS)]
+
+
+def _products() -> list[list[Ask]]:
+    return [[product(*cell.split(";"))] for cell in _cells(_PRODUCTS)]
+
+
+def product(thing: str, size: str, use: str) -> Ask:
+    """Return the wish for a description of a thing, whose second word is what it is made of."""
+    return Ask(f"Write a short product description: {thing}, {size}, for {use}.", (thing.split()[1], size, use))

@@ -23,7 +23,10 @@ _ENDINGS = (".", "!", "?", "…", '"', "”", "'", ")", ":)", ":-)")
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A question as a simulated person puts it; `facts` are the right answers where there is one, any of them will do."""
+    """A question as a simulated person puts it; `facts` are the right answers where there is one, any of them will do.
+
+    Where a text is ordered, they are what it should tell, all of them (`attune.simulate.rubrics`).
+    """
 
     text: str
     facts: tuple[str, ...] = ()
@@ -110,7 +113,7 @@ def _without(said: list[str], asked: list[str]) -> list[str] | None:
     return None
 
 
-def _judged(like: Callable[[Ask, Answer], float]) -> Callable[[Ask, Answer], float]:
+def judged(like: Callable[[Ask, Answer], float]) -> Callable[[Ask, Answer], float]:
     """Return a score that is 0 for what nobody wants, 0.1 to 1 else, and half of that for an answer without its end."""
 
     def score(ask: Ask, answer: Answer) -> float:
@@ -198,12 +201,12 @@ def _with_warm_end(ask: Ask, answer: Answer) -> str:
 TASTES = {
     taste.name: taste
     for taste in (
-        Taste("short", "a finished answer in few words", _judged(_brevity), _first_sentence),
-        Taste("correct-and-direct", "the right answer at once, and little else", _judged(_directness), _the_fact),
-        Taste("friendly", "warm words, and a warm end", _judged(_warmth), _with_warm_end),
-        Taste("plain", "short words in short sentences", _judged(_plainness), _first_sentence),
+        Taste("short", "a finished answer in few words", judged(_brevity), _first_sentence),
+        Taste("correct-and-direct", "the right answer at once, and little else", judged(_directness), _the_fact),
+        Taste("friendly", "warm words, and a warm end", judged(_warmth), _with_warm_end),
+        Taste("plain", "short words in short sentences", judged(_plainness), _first_sentence),
     )
 }
 
-SENSE = Taste("sense", "a finished answer that is about the question", _judged(_sense), _first_sentence)
+SENSE = Taste("sense", "a finished answer that is about the question", judged(_sense), _first_sentence)
 """What anybody wants of an answer to anything: for judging on tasks that nobody voted on."""
