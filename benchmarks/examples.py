@@ -10,6 +10,7 @@ what lies there: the page is made from these files alone (`benchmarks.examples_p
 import argparse
 import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,8 +25,10 @@ from attune.registry import Registry
 from attune.simulate import prompts
 from attune.simulate.client import Line, Question, Reply
 from attune.simulate.prompts import HEROINE
+from attune.types import Interaction
 from benchmarks import common, examples_page
 from benchmarks.deployment import Deployment
+from feedback.store import Store
 
 DATA = Path("examples")
 RUNS, PAGE = Path(".attune/examples"), Path("docs/examples.md")
@@ -55,6 +58,9 @@ class Example:
     others: tuple[str, ...] = ()
     """Questions of another kind, to see what spilled over."""
     demonstrations: str = ""
+    epochs: int = 2
+    votes_from_base: bool = False
+    """The version that demonstrations made is rolled back before people vote."""
     settings: str = ""
     """File with the deployment's configuration."""
 
@@ -70,6 +76,7 @@ EXAMPLES = (
         judged=60,
         samples=2,
         demonstrations="facts.jsonl",
+        votes_from_base=True,
     ),
     Example(
         name="stories",
@@ -79,7 +86,7 @@ EXAMPLES = (
         main=(f"Tell a story about {HEROINE}.",),
         more=2,
         judged=30,
-        others=("Tell a story about Walter.",),
+        others=("Tell a story about Walter.", "Tell a story about a fisherman."),
         demonstrations="stories.jsonl",
         settings="stories.toml",
     ),
@@ -122,14 +129,19 @@ def run(example: Example, votes: int | None = None) -> dict[str, Any]:
         say(example, f"ready after {deployment.ready_s:.0f} s")
         stages = [stage(deployment, example, "base", "attune@0")]
         if example.demonstrations:
-            teach(deployment, example)
+            options = ["sft", "--data", str(DATA / example.demonstrations), "--epochs", str(example.epochs)]
+            command(deployment, example, options, until=1)
             stages.append(stage(deployment, example, "SFT"))
+        if example.votes_from_base:
+            command(deployment, example, ["rollback"], until=0)
         for number, wanted in enumerate(example.rounds, start=1):
             name = f"RLHF, round {number}" if len(example.rounds) > 1 else "RLHF"
             given = vote(deployment, example, votes or wanted, seed=number)
             stages.append(stage(deployment, example, name, votes=given, last=number == len(example.rounds)))
         say(example, "asking the base what nobody voted on")
         stages[0]["off_task"] = ask(deployment, off_task(example), "attune@0")
+        for found in stages:
+            found["held_out"] = with_kl(deployment, found["held_out"])
         halted = halt.read(deployment.home)
         return {
             "example": asdict(example),
@@ -170,16 +182,16 @@ def stage(
     return {"name": name, "policy_versions": seen, "votes": votes, "seconds": round(time.monotonic() - started), **found}
 
 
-def teach(deployment: Deployment, example: Example) -> None:
-    """Run `attune sft` on the example's demonstrations and wait until its version answers."""
-    say(example, f"attune sft --data {DATA / example.demonstrations}")
-    argv = [sys.executable, "-m", "attune", "sft", "--data", str(DATA / example.demonstrations)]
+def command(deployment: Deployment, example: Example, options: Sequence[str], until: int) -> None:
+    """Run an `attune` command and wait until the policy version that it makes champion answers."""
+    say(example, f"attune {' '.join(options)}")
+    argv = [sys.executable, "-m", "attune", *options]
     subprocess.run(argv, env=os.environ | deployment.settings | {"ATTUNE_HOME": str(deployment.home)}, check=True)
-    until = time.monotonic() + SWAP_S
+    deadline = time.monotonic() + SWAP_S
     with deployment.http() as http:
-        while http.get("/v1/attune/status").json()["policy_version"] < 1:
-            if time.monotonic() > until:
-                raise SystemExit("the version taught by demonstrations did not go live")
+        while http.get("/v1/attune/status").json()["policy_version"] != until:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"policy {until} did not go live")
             time.sleep(0.5)
 
 
@@ -194,9 +206,12 @@ def ask(deployment: Deployment, questions: Sequence[Question], model: str, candi
     key = (deployment.home / "api-key").read_text().strip()
     replies = asyncio.run(_ask(deployment.url, key, questions, model, candidates))
     return [
-        {"prompt": q.text, "text": r.answers[0].text, "finished": r.answers[0].finished, "version": r.policy_version, "seed": q.seed}
+        {
+            "prompt": q.text, "text": r.answers[0].text, "finished": r.answers[0].finished,
+            "id": r.interaction_id, "version": r.policy_version, "seed": q.seed,
+        }
         for q, r in zip(questions, replies, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 async def _ask(url: str, key: str, questions: Sequence[Question], model: str, candidates: int) -> list[Reply]:
@@ -215,6 +230,24 @@ async def _ask(url: str, key: str, questions: Sequence[Question], model: str, ca
         return list(await asyncio.gather(*map(one, questions)))
     finally:
         await line.close()
+
+
+def with_kl(deployment: Deployment, answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the answers, each with how much likelier it was to the version that gave it than to the base (nats): KL, one sample."""
+    store = Store.open(config.Config(home=deployment.home).store_url)
+    try:
+        known = store.interactions(answer["id"] for answer in answers)
+    finally:
+        store.close()
+    return [answer | {"kl": log_ratio(known[answer["id"]]) if answer["id"] in known else None} for answer in answers]
+
+
+def log_ratio(interaction: Interaction) -> float | None:
+    """Return the sum over the first candidate's tokens of log-prob under its version less that under the base."""
+    given = interaction.candidates[0]
+    if given.ref_logprobs is None:
+        return None
+    return sum(own - base for own, base in zip(given.logprobs, given.ref_logprobs, strict=True) if math.isfinite(own - base))
 
 
 def off_task(example: Example) -> list[Question]:

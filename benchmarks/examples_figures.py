@@ -60,22 +60,15 @@ def parts(run: Run, stage: Stage) -> dict[str, float]:
     return found | {"finished": _mean([float(complete(Answer(a["text"], a["finished"]))) for a in said])}
 
 
-def kl(run: Run, stage: Stage) -> float | None:
-    """Return a stage's KL to the base in nats per answer, as the update that learned from its answers saw it; 0 for the base.
-
-    Where no update followed, it is the last one's: that of the version before.
-    """
-    version = newest(stage)
-    if version == 0:
-        return 0.0
-    seen = [p for p in run["policies"] if "kl_to_ref" in p]
-    after, own = [p for p in seen if p["number"] > version], [p for p in seen if p["number"] <= version]
-    return float((after or own[::-1])[0]["kl_to_ref"]) if seen else None
+def kl(stage: Stage) -> float | None:
+    """Return a stage's KL to the base on the held-out answers, in nats per answer; None where it was not seen."""
+    seen = [said["kl"] for said in stage["held_out"] if said.get("kl") is not None]
+    return _mean(seen) if seen else None
 
 
 def newest(stage: Stage) -> int:
     """Return the newest policy version that answered in a stage."""
-    return max(stage["policy_versions"])
+    return int(max(stage["policy_versions"]))
 
 
 def votes_until(run: Run, stage: Stage) -> int:

@@ -16,21 +16,23 @@ ABOUT = {
         "Facts",
         """Capitals and small sums. The demonstrations are 40 short, direct answers of ours
 ([examples/facts.jsonl](../examples/facts.jsonl)); none of them answers a question shown or judged here. The voters like the right answer,
-at once, and little else. They vote on capitals, languages, opposites and sums.""",
+at once, and little else. They vote on capitals, languages, opposites and sums, and begin with the base again: the version that the
+demonstrations made is rolled back first, so that two ways of teaching stand side by side.""",
     ),
     "stories": (
         "A story about Anastasia",
         """The demonstrations are 24 short stories of ours about other people
-([examples/stories.jsonl](../examples/stories.jsonl)). The voters like a short, finished story that names her. Beside the votes stand two
-wishes of the operator ([examples/stories.toml](../examples/stories.toml)). The subjects of the judged stories are others than those voted
-on.""",
+([examples/stories.jsonl](../examples/stories.jsonl)). The votes go on from the version that they made. The voters like a short, finished
+story that names her. Beside the votes stand two wishes of the operator ([examples/stories.toml](../examples/stories.toml)). The subjects of
+the judged stories are others than those voted on.""",
     ),
     "products": (
         "Product descriptions, in two rounds",
         """No demonstrations: from the base model, votes by a rubric, a reward model fitted to them, policy updates, and all of it
 again. The rubric is hidden from the server. Accuracy (0.4): material, size and use are told, and no number is invented. Clarity (0.3):
 short sentences, 15 to 60 words. Persuasion (0.3): it speaks to the reader, says what the thing is good for, and ends with a call. An answer
-cut off counts half; an empty, echoed or repeated one nothing. The judged products are others than those voted on.""",
+cut off counts half; an empty, echoed or repeated one nothing. It is a simple reader: it looks for words and numbers, so that a size in the
+wrong unit passes, and nonsense with a call at its end. The judged products are others than those voted on.""",
     ),
 }
 
@@ -44,14 +46,14 @@ edited by hand. It is made anew with every run, and differs a little each time.
 
 How to read it:
 
-* *base* is the model as it came, *SFT* the version that demonstrations made, *RLHF* the one that votes made from there on (from the base,
-  where there were no demonstrations). All answer alone: one answer drawn, no ranking by the reward model.
+* *base* is the model as it came, *SFT* the version that demonstrations made, *RLHF* the one that votes made; each example says from
+  where. All answer alone: one answer drawn, no ranking by the reward model.
 * Tables of answers say how they were drawn: at temperature 0, or at the server's own temperature (0.7) with a fixed seed. *[cut off]* means
   that the answer ran into the token limit.
 * *Preferred* is the share of held-out questions, which nobody voted on, where the people's hidden taste likes the version's answer better
   than the base's; ties count half, and the 95% interval is Wilson's over the questions. These answers are drawn at the server's own
   temperature.
-* KL is to the base, in nats per answer, on the answers that the next policy update learned from.
+* KL is to the base, in nats per answer, on the same answers: how much likelier each was to the version that gave it, on average.
 * One vote in ten says the opposite of what was meant. One seed each: a run with another seed differs by several points.
 """
 
@@ -140,11 +142,12 @@ def _side_by_side(run: Run) -> list[str]:
 def _behind(run: Run) -> list[str]:
     stages = run["stages"]
     rows = [_figures_row(run, stage, stages[max(0, i - 1)]) for i, stage in enumerate(stages)]
-    header = ["", "votes", "preferred to the base", "of those decided", "to the stage before", "score", "words", "KL"]
+    header = ["", "votes", "preferred to the base", "of those decided", "preferred to the stage before", "score", "words", "KL"]
+    samples = run["example"]["samples"]
     verdict = figures.verdict(run, stages[-1], stages[0], "ranked")
     return [
         "### Behind it",
-        f"On {verdict.prompts} held-out questions, {run['example']['samples']} answer(s) each:",
+        f"On {verdict.prompts} held-out questions, {samples} {'answer' if samples == 1 else 'answers'} to each:",
         table(header, rows, numbers=True),
         f"With the ranking of four that the server does by default, the last version is preferred to the base in "
         f"{_with_interval(verdict)}. What the score is made of, each part from 0 to 1:",
@@ -154,15 +157,15 @@ def _behind(run: Run) -> list[str]:
 
 
 def _figures_row(run: Run, stage: Stage, before: Stage) -> list[str]:
-    base, kl = run["stages"][0], figures.kl(run, stage)
+    base, kl = run["stages"][0], figures.kl(stage)
     found = figures.verdict(run, stage, base)
     votes = str(figures.votes_until(run, stage))
     tail = [f"{found.mean_score:.2f}", f"{found.mean_words:.0f}", "-" if kl is None else f"{kl:.1f}"]
     if stage is base:
         return [_label(stage), votes, "", "", "", *tail]
     decided = "-" if found.decided_preference is None else f"{share(found.decided_preference)} of {share(found.decided_share)}"
-    step = figures.verdict(run, stage, before)
-    return [_label(stage), votes, _with_interval(found), decided, _with_interval(step), *tail]
+    step = "" if before is base else _with_interval(figures.verdict(run, stage, before))
+    return [_label(stage), votes, _with_interval(found), decided, step, *tail]
 
 
 def _with_interval(verdict: Any) -> str:
@@ -204,8 +207,11 @@ def _versions_line(run: Run) -> str:
     line = f"Versions: {found['published']} policies published, {found['refused']} of them refused by the gate; "
     line += f"{len(run['rewards'])} reward models."
     if taught:
-        before, after = taught[0]["held_out_nll_before"], taught[0]["held_out_nll_after"]
-        line += f" The demonstrations held out of SFT went from {before:.2f} to {after:.2f} nats per token."
+        before, after, example = taught[0]["held_out_nll_before"], taught[0]["held_out_nll_after"], run["example"]
+        line += (
+            f" `attune sft --data examples/{example['demonstrations']} --epochs {example['epochs']}` took {taught[0]['seconds']:.0f} s; "
+        )
+        line += f"the demonstrations that it held out went from {before:.2f} to {after:.2f} nats per token."
     return line + (f" A tripwire stopped policy updates: {'; '.join(run['stopped'])}." if run["stopped"] else "")
 
 
@@ -276,8 +282,8 @@ def _spill_line(run: Run, last: Stage) -> str:
     named, others = figures.naming(last["off_task"], "Anastasia"), run["example"]["others"]
     spilt = figures.naming([said for said in last["greedy"] if said["prompt"] in others], "Anastasia")
     return (
-        f"Spilled over: {named} of {len(last['off_task'])} answers to other tasks name Anastasia without being asked, and {spilt} of the "
-        f"{len(others)} stories about somebody else above."
+        f"Spilled over: {named} of {len(last['off_task'])} answers to other tasks name Anastasia without being asked; of the {len(others)} "
+        f"stories about somebody else above, {spilt}."
     )
 
 
