@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from attune import config, halt
+from attune import config
 from attune.registry import Registry
 from attune.simulate import prompts
 from attune.simulate.client import Line, Question, Reply
@@ -46,6 +46,8 @@ class Example:
     taste: str
     rounds: tuple[int, ...]
     """Votes per round."""
+    every_s: float
+    """Seconds between the requests of all voters together: who votes slower is answered by more versions."""
     max_tokens: int
     main: tuple[str, ...]
     """Questions answered greedily, and again by sampling."""
@@ -70,18 +72,19 @@ EXAMPLES = (
         name="facts",
         taste="correct-and-direct",
         rounds=(150,),
+        every_s=1.0,
         max_tokens=48,
         main=("What is the capital of France?", "What is 4-2?", "What is 3-1?"),
         more=6,
         judged=60,
-        samples=2,
         demonstrations="facts.jsonl",
         votes_from_base=True,
     ),
     Example(
         name="stories",
         taste="named-story",
-        rounds=(120,),
+        rounds=(100,),
+        every_s=1.5,
         max_tokens=96,
         main=(f"Tell a story about {HEROINE}.",),
         more=2,
@@ -93,8 +96,9 @@ EXAMPLES = (
     Example(
         name="products",
         taste="product",
-        rounds=(90, 90),
-        max_tokens=72,
+        rounds=(80, 80),
+        every_s=2.0,
+        max_tokens=64,
         main=("Write a short product description: a steel flask, 300 ml, for fishermen.",),
         more=3,
         judged=30,
@@ -142,13 +146,12 @@ def run(example: Example, votes: int | None = None) -> dict[str, Any]:
         stages[0]["off_task"] = ask(deployment, off_task(example), "attune@0")
         for found in stages:
             found["held_out"] = with_kl(deployment, found["held_out"])
-        halted = halt.read(deployment.home)
         return {
             "example": asdict(example),
             "stages": stages,
             "policies": versions(deployment, "policy"),
             "rewards": versions(deployment, "reward"),
-            "stopped": list(halted.reasons) if halted else [],
+            "stopped": deployment.halted(),
             "seconds": round(time.monotonic() - started),
             "settings": differing(config.load(file, {})),
             "machine": common.machine(),
@@ -198,7 +201,8 @@ def command(deployment: Deployment, example: Example, options: Sequence[str], un
 def vote(deployment: Deployment, example: Example, votes: int, seed: int) -> dict[str, Any]:
     """Let simulated people vote, wait until all they said is live, and return what `attune simulate` found."""
     say(example, f"{votes} votes by people of the taste {example.taste}")
-    return deployment.simulate(taste=example.taste, votes=votes, seed=seed, max_tokens=example.max_tokens, judge_prompts=0)
+    options = {"max_tokens": example.max_tokens, "every_s": example.every_s}
+    return deployment.simulate(taste=example.taste, votes=votes, seed=seed, judge_prompts=0, **options)
 
 
 def ask(deployment: Deployment, questions: Sequence[Question], model: str, candidates: int = 1) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ ABOUT = {
         "Facts",
         """Capitals and small sums. The demonstrations are 40 short, direct answers of ours
 ([examples/facts.jsonl](../examples/facts.jsonl)); none of them answers a question shown or judged here. The voters like the right answer,
-at once, and little else. They vote on capitals, languages, opposites and sums, and begin with the base again: the version that the
-demonstrations made is rolled back first, so that two ways of teaching stand side by side.""",
+at once, and little else. They vote on capitals, languages and sums, never on a difference, and begin with the base again: the version
+that the demonstrations made is rolled back first, so that two ways of teaching stand side by side.""",
     ),
     "stories": (
         "A story about Anastasia",
@@ -66,7 +66,9 @@ def page(runs: Sequence[Run]) -> str:
         else ""
     )
     head = HEAD.format(machine=machine, minutes=round(sum(run["seconds"] for run in runs) / 60))
-    return "\n".join([head, *(section(number, run) for number, run in enumerate(runs, start=1))])
+    glance = [row for number, run in enumerate(runs, start=1) for row in _glance_rows(number, run)]
+    overview = table(["example", "version", "taught by", "preferred to the base", "on other tasks"], glance, numbers=True)
+    return "\n".join([head, overview + "\n", *(section(number, run) for number, run in enumerate(runs, start=1))])
 
 
 def section(number: int, run: Run) -> str:
@@ -106,6 +108,17 @@ def share(value: float) -> str:
     '83%'
     """
     return f"{value:.0%}"
+
+
+def _glance_rows(number: int, run: Run) -> list[list[str]]:
+    """Return a row per version taught: by what, and what came of it."""
+    base, rows = run["stages"][0], []
+    for stage in run["stages"][1:]:
+        taught = f"{stage['votes']['votes']} votes" if stage["votes"] else f"{run['policies'][0]['examples']:.0f} demonstrations"
+        elsewhere = _with_interval(figures.off_task(stage, base)) if stage.get("off_task") else ""
+        found = _with_interval(figures.verdict(run, stage, base))
+        rows.append([f"{number}. {ABOUT[run['example']['name']][0]}", _label(stage), taught, found, elsewhere])
+    return rows
 
 
 def _escaped(text: str) -> str:
@@ -226,28 +239,36 @@ def _terms_line(run: Run) -> str:
 
 
 def _worse(run: Run) -> list[str]:
-    base, last = run["stages"][0], run["stages"][-1]
-    fallen, plain = figures.falls(run, base, last), figures.off_task(last, base)
+    base, before, last = run["stages"][0], run["stages"][-2], run["stages"][-1]
+    plain = figures.off_task(last, base)
     said, said_before = (figures.mean_words(stage["off_task"]) for stage in (last, base))
-    lines = [
+    line = (
         f"Other tasks: on {plain.prompts} questions of kinds that nobody voted on, plain sense (finished, and about the question) "
-        f"prefers the last version to the base in {_with_interval(plain)}; answers have {said:.0f} words in place of {said_before:.0f}.",
-        f"Better before: {len(fallen)} of {figures.verdict(run, last, base).prompts} held-out questions got at least one answer that "
-        f"its people like less than the base's. The {min(FALLS_SHOWN, len(fallen))} largest falls:",
-    ]
-    blocks = ["### What got worse, and what stayed wrong", _bullets(lines), _changes(run, fallen[:FALLS_SHOWN], base, last)]
+        f"prefers the last version to the base in {_with_interval(plain)}; answers have {said:.0f} words in place of {said_before:.0f}."
+    )
+    blocks = ["### What got worse, and what stayed wrong", _bullets([line]), *_fallen(run, base, last)]
+    blocks += _fallen(run, before, last) if before is not base else []
     strange = figures.falls(run, base, last, "off_task")[:2]
     if strange:
-        blocks += ["On other tasks, the largest falls by plain sense:", _changes(run, strange, base, last)]
+        blocks += ["On other tasks, the largest falls by plain sense:", _changes(strange, base, last)]
     return [*blocks, _bullets(_looks_lines(run, base, last)), *_own_trouble(run, base, last)]
 
 
-def _changes(run: Run, changes: Sequence[Change], base: Stage, last: Stage) -> str:
+def _fallen(run: Run, before: Stage, last: Stage) -> list[str]:
+    """Return how many held-out questions were answered better by an earlier stage, and the worst cases."""
+    fallen, count = figures.falls(run, before, last), figures.verdict(run, last, before).prompts
+    line = f"Better before ({_label(before)}): {len(fallen)} of {count} held-out questions have an answer now that its people like less."
+    if not fallen:
+        return [_bullets([line])]
+    return [_bullets([f"{line} The largest falls:"]), _changes(fallen[:FALLS_SHOWN], before, last)]
+
+
+def _changes(changes: Sequence[Change], before: Stage, last: Stage) -> str:
     rows = [
         [_escaped(change.prompt), verbatim(change.before), verbatim(change.after), f"{change.score_before:.2f} to {change.score_after:.2f}"]
         for change in changes
     ]
-    return table(["question", _label(base), _label(last), "score"], rows) if rows else "None."
+    return table(["question", _label(before), _label(last), "score"], rows)
 
 
 def _looks_lines(run: Run, base: Stage, last: Stage) -> list[str]:

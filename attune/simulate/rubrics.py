@@ -33,8 +33,8 @@ def names_her(ask: Ask, answer: Answer) -> float:
 
 
 def keeps_short(ask: Ask, answer: Answer) -> float:
-    """Return 1 for 25 to 70 words, falling to 0 at none and at 110."""
-    return _within(len(words(answer.text)), 25, 70, 110)
+    """Return 1 for 30 to 70 words, falling to 0 at 10 and at 110: a story needs a few sentences, and no more."""
+    return _within(len(words(answer.text)), 10, 30, 70, 110)
 
 
 def tells_plainly(ask: Ask, answer: Answer) -> float:
@@ -60,7 +60,7 @@ def invents_number(ask: Ask, answer: Answer) -> bool:
 
 def clarity(ask: Ask, answer: Answer) -> float:
     """Return half for sentences of 16 words at most (nothing at 32), half for 15 to 60 words in all (nothing at 100)."""
-    return 0.5 * _longest(sentences(answer.text), 16, 32) + 0.5 * _within(len(words(answer.text)), 15, 60, 100)
+    return 0.5 * _longest(sentences(answer.text), 16, 32) + 0.5 * _within(len(words(answer.text)), 0, 15, 60, 100)
 
 
 def persuasion(ask: Ask, answer: Answer) -> float:
@@ -70,7 +70,7 @@ def persuasion(ask: Ask, answer: Answer) -> float:
     return (bool(_READER.search(answer.text)) + bool(_GOOD_FOR.search(answer.text)) + call) / 3
 
 
-STORY: Rubric = {"names her": (0.4, names_her), "short": (0.3, keeps_short), "plain": (0.3, tells_plainly)}
+STORY: Rubric = {"names her": (0.4, names_her), "short": (0.4, keeps_short), "plain": (0.2, tells_plainly)}
 PRODUCT: Rubric = {"accuracy": (0.4, accuracy), "clarity": (0.3, clarity), "persuasion": (0.3, persuasion)}
 
 
@@ -78,8 +78,8 @@ def _weighed(rubric: Rubric) -> Part:
     return lambda ask, answer: sum(weight * part(ask, answer) for weight, part in rubric.values())
 
 
-def _within(count: int, least: int, most: int, too_many: int) -> float:
-    return max(0.0, min(1.0, count / least, (too_many - count) / (too_many - most)))
+def _within(count: int, too_few: int, least: int, most: int, too_many: int) -> float:
+    return max(0.0, min(1.0, (count - too_few) / (least - too_few), (too_many - count) / (too_many - most)))
 
 
 def _longest(parts: list[str], good: int, bad: int) -> float:
@@ -114,7 +114,7 @@ def _story_told(ask: Ask, answer: Answer) -> str:
     named = names_her(ask, Answer(" ".join(kept)))
     told = " ".join([*([] if named else [f"This is what happened to {name}."]), *kept, "In the evening she went home and was glad."])
     plain = f"{name} set out early in the morning. She looked for it all day long and found it under a tree. She went home and was glad."
-    return plain if nobody_wants(ask, Answer(told)) else told
+    return plain if len(kept) < 2 or nobody_wants(ask, Answer(told)) else told
 
 
 def _product_told(ask: Ask, answer: Answer) -> str:

@@ -111,7 +111,8 @@ def test_the_parts_of_a_story() -> None:
     assert names_her(STORY_ASK, Answer("And then ANASTASIA's kite flew.")) == 1
     assert names_her(STORY_ASK, Answer("And then Anna flew.")) == 0
     assert keeps_short(STORY_ASK, Answer("word " * 50)) == 1
-    assert keeps_short(STORY_ASK, Answer("word " * 200)) == 0
+    assert keeps_short(STORY_ASK, Answer("word " * 20)) == 0.5
+    assert keeps_short(STORY_ASK, Answer("word " * 200)) == keeps_short(STORY_ASK, Answer("Anastasia left.")) == 0
     assert tells_plainly(STORY_ASK, Answer(GOOD["named-story"])) == 1
     assert tells_plainly(STORY_ASK, Answer("She flew.")) < 0.7
 
