@@ -13,7 +13,9 @@ import torch
 
 from attune.config import LearnerSection
 from attune.reward import RewardModel
+from learner import advantages, ppo
 from learner.gate import MAX_EMPTY, MIN_ENTROPY_NATS
+from learner.rollout import make_rollout
 from tests.fixtures.toy_language import (
     DEEP,
     END,
@@ -246,3 +248,22 @@ def test_tripwires_stop_a_learner_that_says_the_same_to_everybody() -> None:
     assert wired[-1].distinct > 0.2
     assert bare[-1].distinct < 0.1
     assert wired[-1].entropy > 3 * bare[-1].entropy
+
+
+def wandering(seed: int, days: int = 16) -> float:
+    """Return how far from the base (KL in nats per answer, the furthest) a policy goes on rewards that are 2% noise and nothing else."""
+    town = Town(friendliness, friendly_words_show, always(LENGTH), seed=seed)
+    furthest = 0.0
+    for _ in range(days):
+        rollouts = [make_rollout(i, town.model, 0.5) for i in town.traffic()]
+        noisy = [replace(r, rewards=tuple(0.02 * town.random.normal(size=4))) for r in rollouts]
+        ppo.update(town.policy, noisy, SETTINGS, live=town.day)
+        furthest = max(furthest, kl_to_base(town))
+    return furthest
+
+
+def test_rewards_that_nearly_tie_move_the_policy_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    steady = wandering(0)
+    monkeypatch.setattr(advantages, "SCALE_FLOOR", 1e-9)
+    assert steady < 0.05
+    assert wandering(0) > 0.3
