@@ -58,6 +58,6 @@ def scale(deviation: float) -> float:
     """Return what the advantages of an optimizer batch are divided by, given their standard deviation over all its tokens.
 
     They are not centred again: the baseline has done it within each request. A batch whose rewards nearly tie is not blown up to 1:
-    the divisor is at least 0.3 anchor standard deviations.
+    the divisor is at least 0.3 anchor standard deviations. Adam undoes that, which normalises gradients itself: `ppo` steps less, too.
     """
     return max(deviation, SCALE_FLOOR)

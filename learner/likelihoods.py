@@ -1,7 +1,8 @@
 """One likelihood per kind of vote, over the utilities f of the answers that were judged; each also as Fisher rows.
 
-Orders: Plackett-Luce (two of them: Bradley-Terry), ties: Davidson, both with a shrunk effect of the place where an answer stood. Thumbs:
-logistic with a bias and a shrunk offset per user. Stars: ordinal logit with shrunk thresholds and the same offsets.
+Orders: Plackett-Luce (two of them: Bradley-Terry), ties: Davidson with a shrunk readiness to call it one, both with a shrunk effect of
+the place where an answer stood. Thumbs: logistic with a bias and a shrunk offset per user. Stars: ordinal logit with shrunk thresholds
+and the same offsets.
 Shapes: M judged answers, S signals, L longest order, U users.
 """
 
@@ -12,14 +13,16 @@ import torch
 
 from attune.types import Demonstration, Preference, Rating, Signal
 
-TIE_LOG_NU = -0.5
+TIE_LOG_NU, TIE_STD = -0.5, 1.0
+"""How readily people call it a tie, before they have been seen to: where they often do, a tie says little about the two answers."""
 OFFSET_STD = 0.5
 STAR_THRESHOLDS = (-2.0, -0.7, 0.7, 2.0)
 NUM_PLACES = 4
 PLACE_STD = 0.3
 _BIAS, _STARS = 0, slice(1, 1 + len(STAR_THRESHOLDS))
 _PLACES = slice(_STARS.stop, _STARS.stop + NUM_PLACES - 1)
-NUM_NUISANCE = _PLACES.stop
+_TIES = _PLACES.stop
+NUM_NUISANCE = _TIES + 1
 
 Index = dict[tuple[str, int], int]
 """(interaction id, candidate; -1 - k for the k-th edit) -> row of the feature matrix."""
@@ -95,18 +98,19 @@ def make_batch(signals: Sequence[Signal], rows: Index, edits: dict[str, int]) ->
 def nll(batch: Batch, f_M: torch.Tensor, nuisance: torch.Tensor, offset_U: torch.Tensor) -> torch.Tensor:
     """Return the weighted negative log-likelihood plus the priors of the nuisance terms.
 
-    `nuisance` holds the thumb bias, then what each star threshold lies off its default, then the effect of every place but the first.
+    `nuisance` holds the thumb bias, then what each star threshold lies off its default, the effect of every place but the first, and the
+    readiness to call it a tie.
     """
     place_L = _place_effects(nuisance)
     total = 0.5 * (nuisance[: _STARS.stop] ** 2).sum() + 0.5 * ((place_L / PLACE_STD) ** 2).sum()
-    total = total + 0.5 * ((offset_U / OFFSET_STD) ** 2).sum()
+    total = total + 0.5 * (nuisance[_TIES] / TIE_STD) ** 2 + 0.5 * ((offset_U / OFFSET_STD) ** 2).sum()
     if len(batch.order_weight_S):
         g_SL = (f_M[batch.order_SL] + place_L[batch.order_place_SL]).masked_fill(~batch.order_mask_SL, -torch.inf)
         rest_SL = g_SL.flip(1).logcumsumexp(1).flip(1)
         steps_SL = torch.where(batch.order_mask_SL, rest_SL - g_SL, 0.0)
         total = total + (batch.order_weight_S * steps_SL.sum(1)).sum()
     if len(batch.tie_weight_S):
-        logits_S3 = _davidson(f_M[batch.tie_S2] + place_L[batch.tie_place_S2])
+        logits_S3 = _davidson(f_M[batch.tie_S2] + place_L[batch.tie_place_S2], nuisance[_TIES])
         total = total + (batch.tie_weight_S * (logits_S3.logsumexp(1) - logits_S3[:, 2])).sum()
     if len(batch.thumb_weight_S):
         logit_S = f_M[batch.thumb_S] + nuisance[_BIAS] + offset_U[batch.thumb_user_S]
@@ -130,7 +134,7 @@ def fisher_rows(batch: Batch, phi_MD: torch.Tensor, f_M: torch.Tensor, nuisance:
     if len(batch.tie_weight_S):
         pair_S2D = phi_MD[batch.tie_S2]
         outcome_S3D = torch.cat([pair_S2D, pair_S2D.mean(1, keepdim=True)], 1)
-        p_S3 = _davidson(f_M[batch.tie_S2] + place_L[batch.tie_place_S2]).softmax(1)
+        p_S3 = _davidson(f_M[batch.tie_S2] + place_L[batch.tie_place_S2], nuisance[_TIES]).softmax(1)
         rows.append(_centred(p_S3, outcome_S3D, batch.tie_weight_S))
     if len(batch.thumb_weight_S):
         p_S = (f_M[batch.thumb_S] + nuisance[_BIAS] + offset_U[batch.thumb_user_S]).sigmoid()
@@ -152,9 +156,9 @@ def _place_effects(nuisance: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.zeros(1), nuisance[_PLACES]])
 
 
-def _davidson(pair_S2: torch.Tensor) -> torch.Tensor:
-    """Return logits of first wins, second wins, tie (Davidson 1970)."""
-    return torch.cat([pair_S2, pair_S2.mean(1, keepdim=True) + TIE_LOG_NU], 1)
+def _davidson(pair_S2: torch.Tensor, readiness: torch.Tensor) -> torch.Tensor:
+    """Return logits of first wins, second wins, tie (Davidson 1970, nu = exp(TIE_LOG_NU + readiness))."""
+    return torch.cat([pair_S2, pair_S2.mean(1, keepdim=True) + TIE_LOG_NU + readiness], 1)
 
 
 def _star_probabilities(f_S: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

@@ -61,7 +61,8 @@ def update(
 
     The batch is split into `optimizer_steps` parts, and later parts are clipped around the policy as it was before the first step. For
     answers of the `live` version, which this policy is, the sampler's own log-probs say what that was; for others it costs a forward
-    pass. A smaller update takes smaller steps, since Adam's do not shrink with the evidence. `demonstrations` are spread over the parts.
+    pass. A smaller update takes smaller steps, and so does one whose rewards nearly tie, since Adam's do not shrink with the evidence.
+    `demonstrations` are spread over the parts.
     """
     steps = min(settings.optimizer_steps, len(rollouts))
     parts = [range(part, len(rollouts), steps) for part in range(steps)]
@@ -82,8 +83,10 @@ def update(
         if sums.kl / max(1, sum(len(rollouts[i].answers) for i in part)) > MAX_STEP_KL_NATS:
             policy.forget_gradients()
             break
-        _demonstrate(policy, demonstrations[number % steps :: steps], settings.demonstration_weight * scale(sums.deviation))
-        norms.append(policy.step(settings.grad_clip, 1.0 / scale(sums.deviation), share))
+        shown, divisor = demonstrations[number % steps :: steps], scale(sums.deviation)
+        _demonstrate(policy, shown, settings.demonstration_weight * divisor)
+        told = 1.0 if shown else sums.deviation / divisor
+        norms.append(policy.step(settings.grad_clip, 1.0 / divisor, share * told))
         if not math.isfinite(norms[-1]):
             raise Diverged("the gradient is not finite")
     learned = policy.critic.learn(

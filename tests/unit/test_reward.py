@@ -12,7 +12,7 @@ from attune.errors import RegistryError
 from attune.frozen import NUM_SCALARS
 from attune.reward import Anchors, RewardModel
 from attune.types import Demonstration, Kind, Preference, Rating, Signal
-from learner.likelihoods import Index, make_batch, nll
+from learner.likelihoods import NUM_NUISANCE, Index, make_batch, nll
 from learner.reward_trainer import Judged, Typical, fit
 
 HIDDEN = 32
@@ -99,7 +99,7 @@ def test_spread_shrinks_where_votes_are() -> None:
 
 def test_ties_are_symmetric_and_pull_together() -> None:
     rows: Index = {("i", 0): 0, ("i", 1): 1}
-    zero = torch.zeros(5), torch.zeros(0)
+    zero = torch.zeros(NUM_NUISANCE), torch.zeros(0)
     ties = [make_batch([Preference("f", "i", order, True, 1.0, Kind.COMPARISON, None)], rows, {}) for order in ((0, 1), (1, 0))]
     apart = torch.tensor([1.3, -0.4])
     first, second = (float(nll(batch, apart, *zero)) for batch in ties)
@@ -110,7 +110,7 @@ def test_ties_are_symmetric_and_pull_together() -> None:
 def test_a_pair_is_bradley_terry_and_a_ranking_is_plackett_luce() -> None:
     rows: Index = {("i", k): k for k in range(3)}
     f = torch.tensor([0.7, -0.2, 1.1])
-    zero = torch.zeros(5), torch.zeros(0)
+    zero = torch.zeros(NUM_NUISANCE), torch.zeros(0)
     pair = make_batch([Preference("f", "i", (0, 1), False, 2.0, Kind.COMPARISON, None)], rows, {})
     assert float(nll(pair, f, *zero)) == pytest.approx(2 * math.log(1 + math.exp(-0.9)), rel=1e-5)
     order = make_batch([Preference("f", "i", (2, 0, 1), False, 1.0, Kind.RANKING, None)], rows, {})
