@@ -29,7 +29,7 @@ def asked(number: int, pair: dict[str, list[int]]) -> Asked:
 
 
 requests = [asked(number, pair) for number, pair in enumerate(recorded["pairs"])]
-signals = [Preference(f"f{n}", a.interaction.id, (0, 1), False, 1.0, Kind.COMPARISON) for n, a in enumerate(requests)]
+signals = [Preference(f"f{n}", a.interaction.id, (0, 1), False, 1.0, Kind.COMPARISON, None) for n, a in enumerate(requests)]
 lesson = Lesson(signals, {a.interaction.id: a for a in requests}, requests[:8])
 started = time.process_time()
 fitted = trunk_trainer.fit(base, lesson, 0)
