@@ -37,6 +37,7 @@ def k3(difference: torch.Tensor) -> float:
 
 
 def test_without_lag_sampler_and_trainer_are_one_policy(bench: Bench) -> None:
+    bench.policy.reset()  # whatever other tests have made of it
     version = bench.publish(size=0.05, seed=77)
     bench.wait(lambda s: s["policy_version"] == version.number)
     trained, sampled, base = [], [], []

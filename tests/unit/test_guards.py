@@ -143,7 +143,7 @@ class Fixed:
     """A penalty that stays as it is."""
 
     def __init__(self, beta: float, hinge: float) -> None:
-        self.settings = LearnerSection(kl_beta=beta, kl_hinge=hinge)
+        self.settings = SETTINGS.model_copy(update={"kl_beta": beta, "kl_hinge": hinge})
 
     def after(self, kl_nats: float) -> LearnerSection:
         """Return the settings for the next day."""
@@ -156,7 +156,8 @@ class Multiplying(Fixed):
     def after(self, kl_nats: float) -> LearnerSection:
         """Return the settings for the next day."""
         over, beta = kl_nats > self.settings.kl_budget_nats, self.settings.kl_beta
-        self.settings = LearnerSection(kl_beta=beta * 1.3 if over else max(SETTINGS.kl_beta, beta / 1.3), kl_hinge=0.0)
+        beta = beta * 1.3 if over else max(SETTINGS.kl_beta, beta / 1.3)
+        self.settings = SETTINGS.model_copy(update={"kl_beta": beta, "kl_hinge": 0.0})
         return self.settings
 
 
@@ -228,7 +229,7 @@ def narrowing(gated: bool = False, wired: bool = False, days: int = 18) -> tuple
     while len(past) < days and not (wired and town.wires()):
         met = town.traffic()
         town.vote(met)
-        decision = town.learn(met, town.model, LearnerSection(kl_beta=0.0))
+        decision = town.learn(met, town.model, SETTINGS.model_copy(update={"kl_beta": 0.0}))
         if gated and decision and not decision.promote:
             town.refuse()
         word_V = town.policy.table().detach()[0, 1:]
