@@ -26,7 +26,7 @@ from learner import trunk_trainer
 
 PAIRS, HELD_BACK = 32, trunk_trainer.MIN_NEWEST
 TRL_VARIANTS = [("all", "bfloat16", "4"), ("top", "bfloat16", "4")]
-VOTES, VOTE_EVERY_S, CHATTERS = 40, 1.0, 2
+VOTES, VOTE_EVERY_S, CHATTERS = 24, 1.0, 2
 QUESTIONS = [
     "What is the capital of Italy?",
     "Name a fruit.",
