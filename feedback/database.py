@@ -11,6 +11,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import QueuePool
 
 from attune.errors import ConfigError, InvalidRecord, Unavailable
+from feedback.sqlite import write_ahead
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 HEAD = "0001"
@@ -127,7 +128,7 @@ def _sqlite_engine(url: URL, read_only: bool) -> Engine:
     def _settings(connection: sqlite3.Connection, _: Any) -> None:
         connection.execute("PRAGMA foreign_keys = ON")
         if not read_only:
-            connection.execute("PRAGMA journal_mode = WAL")
+            write_ahead(connection, timeout_s)
             # FULL: positions that a reader has seen must not be given out anew after a power failure.
             connection.execute("PRAGMA synchronous = FULL")
 

@@ -20,8 +20,12 @@ import structlog
 from attune.errors import Unavailable
 from attune.events import Record
 from feedback import metrics
+from feedback.sqlite import write_ahead
 
 log = structlog.get_logger(__name__)
+
+TIMEOUT_S = 10.0
+"""How long one program waits for another to let go of the file."""
 
 Row = tuple[int, Record]
 """Offset and record."""
@@ -45,7 +49,7 @@ class Spool:
         self.path = path
         with _translated(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=TIMEOUT_S, isolation_level=None, check_same_thread=False)
             self._create()
             self._db.execute(f"PRAGMA synchronous = {synchronous}")
             self.id: str = self._db.execute("SELECT id FROM identity").fetchone()[0]
@@ -105,15 +109,7 @@ class Spool:
         self._db.close()
 
     def _create(self) -> None:
-        # The switch to WAL ignores the busy timeout, so two programs that start together need a few tries.
-        for attempt in range(50):
-            try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                break
-            except sqlite3.OperationalError:
-                if attempt == 49:
-                    raise
-                time.sleep(0.02)
+        write_ahead(self._db, TIMEOUT_S)
         self._db.executescript("BEGIN IMMEDIATE;" + SCHEMA + "COMMIT;")
         self._db.execute("INSERT OR IGNORE INTO identity VALUES (1, ?)", (uuid.uuid4().hex[:12],))
 

@@ -37,21 +37,21 @@ def train(
     end_token: int | None,
     about: dict[str, Any],
     demonstrations: Sequence[Example] = (),
-    stopping: Callable[[], bool] = lambda: False,
+    between: Callable[[], None] = lambda: None,
 ) -> Challenger:
-    """Return a challenger trained on the rollouts; raises `Diverged` or `ppo.Stopped` with the policy as it was before.
+    """Return a challenger trained on the rollouts; raises `Diverged`, or what `between` raises, with the policy as it was before.
 
     `live` is the version that the policy is. `held_out` groups are looked at before and after, never trained on; while there are none,
-    some of the rollouts stand in. `about` is what the report should say besides.
+    some of the rollouts stand in. `about` is what the report should say besides. `between` is called every now and then, between two rows.
     """
     checks = list(held_out[-MAX_CHECKS:]) or list(rollouts[:2])
     probes = publish.fingerprint_probes(rollouts)
     old = policy.snapshot()
     try:
-        before = evaluate.look(policy, checks, end_token)
+        before = evaluate.look(policy, checks, end_token, between)
         parent_logprobs = publish.probe_logprobs(policy, probes)
-        figures = ppo.update(policy, rollouts, settings, live=live, demonstrations=demonstrations, stopping=stopping)
-        after, moved = _bounded(policy, checks, end_token, before, old)
+        figures = ppo.update(policy, rollouts, settings, live=live, demonstrations=demonstrations, between=between)
+        after, moved = _bounded(policy, checks, end_token, before, old, between)
         report = about | figures | _compared(checks, before, after) | {"step_kl": moved}
         return Challenger(publish.files(policy, probes, parent_logprobs, report), report, old)
     except BaseException:
@@ -60,11 +60,11 @@ def train(
 
 
 def _bounded(
-    policy: Policy, checks: Sequence[Rollout], end_token: int | None, before: evaluate.Seen, old: Snapshot
+    policy: Policy, checks: Sequence[Rollout], end_token: int | None, before: evaluate.Seen, old: Snapshot, between: Callable[[], None]
 ) -> tuple[evaluate.Seen, float]:
     """Return what the stepped policy thinks, having halved the step until it moved no further than allowed."""
     for _ in range(1 + MAX_HALVINGS):
-        after = evaluate.look(policy, checks, end_token)
+        after = evaluate.look(policy, checks, end_token, between)
         moved = evaluate.step_kl(checks, before, after)
         if moved <= ppo.MAX_STEP_KL_NATS:
             return after, moved

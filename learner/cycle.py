@@ -6,7 +6,7 @@ votes and rollouts of a version that was not judged are used again, those of a j
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from attune.reward import OWN
 from attune.terms import Terms
 from attune.types import ArtifactKind, Demonstration, Interaction, State, Version
 from feedback.store import Store
-from learner import challenger, gate, metrics, ppo, reward_trainer, standing
+from learner import challenger, gate, metrics, reward_trainer, standing
 from learner.challenger import Challenger
 from learner.data import Journal
 from learner.eye import Eye
@@ -35,6 +35,10 @@ from learner.sft import Example
 from learner.trunk_trainer import Lesson
 
 log = structlog.get_logger()
+
+
+class Stopped(Exception):
+    """The program was told to stop in the middle of an update, which is to be forgotten."""
 
 
 class Cycle:
@@ -76,7 +80,7 @@ class Cycle:
             try:
                 busy = self.once()
                 pause_s = 0.0 if busy else self.config.learner.poll_interval_s
-            except ppo.Stopped:
+            except Stopped:
                 log.info("update_forgotten", reason="told to stop")
             except Exception:  # the outer loop
                 metrics.LOOP_FAILURES.inc()
@@ -106,17 +110,34 @@ class Cycle:
         else:
             self._learn_policy()
 
+    def _between_rows(self) -> None:
+        """Let votes that come during a policy update change the reward model meanwhile: the reranker does not wait for the policy."""
+        if self.stop.is_set():
+            raise Stopped
+        self._follow_reward()
+        self._take_in()
+        if self.journal.position > self.at.reward_through:
+            self._learn_reward()
+
     def _read(self) -> None:
-        """Take in what is new of versions, traffic and votes; votes are predicted before they are learned."""
+        """Take in what is new of versions, traffic and votes."""
         self._follow()
+        self._take_in()
+
+    def _take_in(self) -> None:
+        """Read traffic and votes; votes are predicted before they are learned."""
         news = self.journal.refresh(self.at.used_through)
         self._predict({ident for position, ident in news if position > self.at.reward_through})
 
     def _follow(self) -> None:
         """Stand on the champions: an operator may have rolled one back, or the last step promoted one."""
-        champion, reward = self.registry.champion("policy"), self.registry.champion("reward")
+        champion = self.registry.champion("policy")
         if champion != self._live:
             self._stand_on(champion)
+        self._follow_reward()
+
+    def _follow_reward(self) -> None:
+        champion, reward = self.registry.champion("policy"), self.registry.champion("reward")
         if reward != self.reward.version:
             self.reward = self.eye.load(reward)
         if self.eye.follow(self.reward.trunk):
@@ -163,7 +184,7 @@ class Cycle:
             self.eye.take(fitted, version.number)
         self.registry.promote("reward", version.number, by="learner", reason="refitted on all votes in force")
         self._show(version)
-        self._follow()
+        self._follow_reward()
         metrics.REWARD_FITS.inc()
         log.info("reward_published", version=version.number, votes=len(judged.signals), seconds=round(time.perf_counter() - started, 3))
         return True
@@ -190,30 +211,29 @@ class Cycle:
             return
         usable = (i for i in self.journal.held_out.values() if unusable(i, self._live, settings.max_staleness_versions) is None)
         held_out = [make_rollout(self.eye.seen(i), self.reward, settings.pessimism, self.terms) for i in usable]
+        origin = self._lineage() | {"parent": self._live, "reward_version": self.reward.version}
+        origin["events"] = tuple(self.journal.votes_after(self.at.trained_through))
         about = {"groups": len(rollouts), "interactions_through": through, "used_from": self.at.used_through} | self._read_through()
         try:
             made = challenger.train(
                 self.policy, rollouts, held_out, settings,
                 live=self._live, end_token=self.tokenizer.eos_token_id, about=about,
-                demonstrations=self._demonstrations() if settings.demonstration_weight else (), stopping=self.stop.is_set,
+                demonstrations=self._demonstrations() if settings.demonstration_weight else (), between=self._between_rows,
             )  # fmt: skip
-            self._decide(made, time.perf_counter() - started)
+            self._decide(made, origin, time.perf_counter() - started)
         except Diverged as error:
             metrics.POLICY_UPDATES.labels("diverged").inc()
             log.warning("update_diverged", reason=str(error))
-        self.at = replace(self.at, used_through=through, tried_through=self.journal.position)
+        self.at = replace(self.at, used_through=through, tried_through=origin["trained_through"])
         self.journal.forget_waiting(through)
 
-    def _decide(self, made: Challenger, seconds: float) -> None:
-        """Publish the challenger and make it champion, or refuse it and stand where we stood."""
+    def _decide(self, made: Challenger, origin: Mapping[str, Any], seconds: float) -> None:
+        """Publish the challenger and make it champion, or refuse it and stand where we stood; `origin` is what it was made of."""
         decision = gate.judge(made.report, self.config.learner.kl_limit_nats)
         report = made.report | {"seconds": round(seconds, 2)}
         promoted = False
         try:
-            version = self.registry.publish(
-                "policy", made.files, parent=self.at.policy, **self._lineage(), report=report, reward_version=self.reward.version,
-                events=tuple(self.journal.votes_after(self.at.trained_through)),
-            )  # fmt: skip
+            version = self.registry.publish("policy", made.files, report=report, **origin)
             if decision.promote and self.registry.champion("policy") != self._live:
                 reason = "another version became champion meanwhile"
                 self.registry.move("policy", version.number, State.REJECTED, by="learner", reason=reason)

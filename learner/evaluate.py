@@ -1,7 +1,7 @@
 """How a policy does on served answers without sampling anew: off-policy figures for the gate. Shapes: N answers of one request."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,21 +24,23 @@ class Seen:
     """Mean probability of ending before the first word."""
 
 
-def look(policy: Policy, groups: Sequence[Rollout], end_token: int | None = None) -> Seen:
+def look(policy: Policy, groups: Sequence[Rollout], end_token: int | None = None, between: Callable[[], None] = lambda: None) -> Seen:
     """Return what a policy thinks of groups of answers, at the temperature they were sampled at.
 
-    With an `end_token` the empty answer rides along in every row: its probability is exact, and costs one token.
+    With an `end_token` the empty answer rides along in every row: its probability is exact, and costs one token. `between` is called
+    before each row.
     """
     sums, entropies, empty = [], [], []
-    with torch.no_grad():
-        for group in groups:
-            rides = () if end_token is None else ((end_token,),)
-            packed = policy.row(group.prompt, (*group.answers, *rides))
+    for group in groups:
+        between()
+        rides = () if end_token is None else ((end_token,),)
+        packed = policy.row(group.prompt, (*group.answers, *rides))
+        with torch.no_grad():
             logprob_P, entropy_P = policy.logprobs(packed, group.temperature)
-            spans = packed.spans[: len(group.answers)]
-            sums.append(torch.stack([logprob_P[span].sum() for span in spans]))
-            entropies.append(entropy_P[: spans[-1].stop])
-            empty += [math.exp(float(logprob_P[-1]))] if rides else []
+        spans = packed.spans[: len(group.answers)]
+        sums.append(torch.stack([logprob_P[span].sum() for span in spans]))
+        entropies.append(entropy_P[: spans[-1].stop])
+        empty += [math.exp(float(logprob_P[-1]))] if rides else []
     flat = torch.cat(entropies) if entropies else torch.zeros(1)
     return Seen(sums, float(flat.mean()), sum(empty) / len(empty) if empty else 0.0)
 

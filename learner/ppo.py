@@ -29,10 +29,6 @@ GAE_LAMBDA = 0.95
 """Once the critic is trusted; 1 before."""
 
 
-class Stopped(Exception):
-    """The program was told to stop in the middle of an update, which is to be forgotten."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """What the first forward pass over a rollout settled for every pass that follows."""
@@ -55,27 +51,26 @@ def update(
     *,
     live: int | None = None,
     demonstrations: Sequence[Example] = (),
-    stopping: Callable[[], bool] = lambda: False,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Take the optimizer steps of one update and return its figures; raises `Diverged` or `Stopped` and leaves clean-up to the caller.
+    """Take the optimizer steps of one update and return its figures; raises `Diverged` and leaves clean-up to the caller.
 
     The batch is split into `optimizer_steps` parts, and later parts are clipped around the policy as it was before the first step. For
     answers of the `live` version, which this policy is, the sampler's own log-probs say what that was; for others it costs a forward
     pass. A smaller update takes smaller steps, and so does one whose rewards nearly tie, since Adam's do not shrink with the evidence.
-    `demonstrations` are spread over the parts.
+    `demonstrations` are spread over the parts. `between` is called between rows, and whatever it raises ends the update.
     """
     steps = min(settings.optimizer_steps, len(rollouts))
     parts = [range(part, len(rollouts), steps) for part in range(steps)]
     share = min(1.0, len(rollouts) / settings.max_groups_per_update) ** 0.5
-    prox = {i: _before(policy, rollouts[i], live, stopping) for part in parts[1:] for i in part}
+    prox = {i: _before(policy, rollouts[i], live, between) for part in parts[1:] for i in part}
     plans: dict[int, _Plan] = {}
     everything, norms = Sums(), list[float]()
     for number, part in enumerate(parts * settings.ppo_epochs):
         tokens = sum(len(answer) for i in part for answer in rollouts[i].answers)
         sums = Sums()
         for i in part:
-            if stopping():
-                raise Stopped
+            between()
             plans[i], row = _backward(policy, rollouts[i], plans.get(i), prox.get(i), tokens, settings)
             sums = sums + row
         everything = everything + sums
@@ -108,12 +103,11 @@ def _check(sums: Sums) -> None:
         raise Diverged(f"the effective sample size fell to {sums.ess:.2f}: the rollouts are too old for this policy")
 
 
-def _before(policy: Policy, rollout: Rollout, live: int | None, stopping: Callable[[], bool]) -> torch.Tensor:
+def _before(policy: Policy, rollout: Rollout, live: int | None, between: Callable[[], None]) -> torch.Tensor:
     """Return the log-probs of a rollout's answers under the policy as it stands; NaN where the sampler did not know."""
-    if stopping():
-        raise Stopped
     if rollout.policy_version == live:
         return torch.tensor([x for row in rollout.behaviour for x in row])
+    between()
     with torch.no_grad():
         return policy.logprobs(policy.row(rollout.prompt, rollout.answers), rollout.temperature)[0]
 

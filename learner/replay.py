@@ -72,15 +72,32 @@ class Replay:
 
     def until(self, number: int) -> Iterator[Outcome]:
         """Make versions again, in the order of the log, up to and with the policy of this number."""
-        for record in self.source.log():
-            if record.by == MADE_BY and record.move in (State.CHAMPION, State.REJECTED):
+        for record in self._in_order():
+            if record.by == MADE_BY:
                 self._copy_unjudged(record)
                 yield self._again(record)
-            elif record.by != MADE_BY:
+            else:
                 self._copy_unjudged(record, through=record.version)
                 self.scratch.move(record.kind, record.version, record.move, by=record.by, reason=record.reason)
             if (record.kind, record.version) == ("policy", number) and record.move is not State.TRIAL:
                 return
+
+    def _in_order(self) -> list[Promotion]:
+        """Return what the log says was judged or moved, in the order in which it was begun.
+
+        Votes that come during a policy update make reward versions meanwhile: the policy, judged after them, was begun before.
+        """
+        ordered = list[Promotion]()
+        for record in self.source.log():
+            if record.by == MADE_BY and record.move not in (State.CHAMPION, State.REJECTED):
+                continue
+            place = len(ordered)
+            if record.by == MADE_BY and record.kind == "policy":
+                judge = ("reward", self.source.version("policy", record.version).reward_version, State.CHAMPION)
+                while place and ordered[place - 1].kind == "reward" and _what(ordered[place - 1]) != judge:
+                    place -= 1
+            ordered.insert(place, record)
+        return ordered
 
     def _again(self, record: Promotion) -> Outcome:
         version = self.source.version(record.kind, record.version)
@@ -102,6 +119,10 @@ class Replay:
         for number in self.source.numbers(record.kind):
             if number < (record.version if through is None else through + 1) and number not in self.scratch.numbers(record.kind):
                 shutil.copytree(self.source.folder(record.kind, number), self.scratch.folder(record.kind, number))
+
+
+def _what(record: Promotion) -> tuple[str, int, State]:
+    return record.kind, record.version, record.move
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -245,9 +245,9 @@ def test_views_cannot_write(store_url: str, store: Store) -> None:
 
 
 def test_programs_that_start_together_make_the_tables_once(store_url: str) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        stores = list(pool.map(lambda _: Store.open(store_url), range(4)))
-    assert [each.position() for each in stores] == [0] * 4
+    with ThreadPoolExecutor(8) as pool:
+        stores = list(pool.map(lambda _: Store.open(store_url), range(8)))
+    assert [each.position() for each in stores] == [0] * 8
     for each in stores:
         each.close()
 

@@ -12,9 +12,8 @@ from attune import halt
 from attune.frozen import Answer, twin
 from attune.types import Interaction, Kind, Sampling, State, Withdrawal
 from learner import metrics
-from learner.cycle import Cycle
+from learner.cycle import Cycle, Stopped
 from learner.policy import Policy
-from learner.ppo import Stopped
 from learner.replay import Replay
 from tests.fixtures.world import QUICK, World
 
@@ -195,6 +194,56 @@ def test_a_vote_is_predicted_before_it_is_learned(world: World) -> None:
     assert cycle.prequential.figures()["overall_accuracy"] >= 0.5
 
 
+def vote_during_an_update(world: World, cycle: Cycle, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have three people vote while the next policy update is under way, one after the other; return the reward versions seen then."""
+    fresh, between, seen = [world.interaction(version=cycle.at.policy) for _ in range(3)], cycle._between_rows, list[int]()
+
+    def voting() -> None:
+        if len(seen) < len(fresh):
+            world.store.write([fresh[len(seen)], world.vote(fresh[len(seen)])])
+        between()
+        seen.append(world.registry.champion("reward"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cycle, "_between_rows", voting)
+        cycle.once()
+    return seen[: len(fresh)]
+
+
+def test_votes_that_come_during_an_update_do_not_wait_for_its_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cycle = world.learner()
+    world.votes(5)
+    before = world.store.position()
+    assert vote_during_an_update(world, cycle, monkeypatch) == [2, 3, 4]
+    version = world.registry.verify("policy", 1)
+    assert (version.reward_version, version.trained_through, len(version.events)) == (1, before, 5)  # made of what there was
+    assert world.registry.version("reward", 4).trained_through == world.store.position()
+    assert (cycle.at.policy, cycle.at.reward, len(cycle.journal.waiting)) == (1, 4, 3)
+    world.votes(1, version=1)
+    cycle.once()
+    assert world.registry.version("policy", 2).report["groups"] == 4  # what came meanwhile is used by the next
+
+
+def test_a_roll_back_during_an_update_is_not_undone_by_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cycle = world.learner()
+    world.votes(5)
+    cycle.once()
+    between = cycle._between_rows
+
+    def rolling_back() -> None:
+        if world.registry.champion("policy"):
+            world.registry.roll_back("policy", by="operator", reason="a matter of taste")
+        between()
+
+    monkeypatch.setattr(cycle, "_between_rows", rolling_back)
+    world.votes(5, version=1)
+    cycle.once()
+    assert (world.registry.champion("policy"), world.registry.state("policy", 2)) == (0, State.REJECTED)
+    cycle.once()
+    assert not masters(cycle).isnan().any()
+    assert torch.equal(masters(cycle), masters(world.learner()))
+
+
 def test_told_to_stop_it_forgets_the_step_and_the_next_learner_makes_it(world: World) -> None:
     world.votes(5)
     stopped = world.learner(stopped=True)
@@ -279,12 +328,14 @@ def test_votes_wait_where_there_is_nothing_to_learn_from_and_nobody_to_ask(tmp_p
     world.store.close()
 
 
-def test_versions_can_be_made_again_from_store_and_seeds(tmp_path: Path, tiny_model: Path) -> None:
+def test_versions_can_be_made_again_from_store_and_seeds(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(tmp_path, tiny_model, dtype=torch.bfloat16)
     cycle = world.learner()
     for round_ in range(4):
         for _ in range(2):
             world.votes(3, version=cycle.at.policy)
+            if round_ == 3:
+                vote_during_an_update(world, cycle, monkeypatch)
             cycle.once()
         if round_ == 1:
             world.registry.roll_back("policy", by="operator", reason="a matter of taste")

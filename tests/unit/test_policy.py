@@ -140,8 +140,13 @@ def test_rows_one_by_one_give_the_gradient_of_the_whole_batch(policy: Policy) ->
 
 
 def test_told_to_stop_in_the_middle(policy: Policy) -> None:
-    with pytest.raises(ppo.Stopped):
-        ppo.update(policy, [rollout(policy, (2.0, -1.0, -1.0))], LearnerSection(), stopping=lambda: True)
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    old = policy.snapshot()
+    with pytest.raises(KeyboardInterrupt):
+        challenger.train(policy, [rollout(policy, (2.0, -1.0, -1.0))], [], LearnerSection(), live=0, end_token=2, about={}, between=stop)
+    assert all(torch.equal(a, b) for a, b in zip(policy.masters, old.masters, strict=True))
 
 
 def test_rollouts_too_old_for_the_policy_are_refused_and_leave_no_trace(policy: Policy) -> None:
