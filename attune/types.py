@@ -26,6 +26,8 @@ QUALITY = ("accuracy", "auroc", "spearman", "pearson", "ece", "predicted")
 """How well votes were predicted before they were learned: `<kind>_<figure>` in a reward version's report."""
 LEARNING = "attune:learning"
 """The conversation of answers that nobody asked for: the learner had them drawn."""
+EVALUATION = "attune:evaluation"
+"""The conversation of answers that measure: they are kept and can be voted on, but nothing is learned from them unvoted."""
 
 
 @dataclass(frozen=True, slots=True)

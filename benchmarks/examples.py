@@ -164,8 +164,7 @@ def stage(
 ) -> dict[str, Any]:
     """Ask everything that is asked after a stage; `last` adds what the ranked server says, and tasks that nobody voted on.
 
-    Answers are drawn one by one, so that the learner cannot use them: a group of one teaches nothing. The ranked ones, of four, come when
-    no vote follows.
+    Nothing is learned from what is asked here.
     """
     say(example, f"{name}: asking")
     started = time.monotonic()
@@ -226,7 +225,7 @@ async def _ask(url: str, key: str, questions: Sequence[Question], model: str, ca
             return await line.ask(
                 Question(
                     q.text, model=model, candidates=candidates, rerank=None if candidates > 1 else "off",
-                    max_tokens=q.max_tokens, temperature=q.temperature, seed=q.seed,
+                    max_tokens=q.max_tokens, temperature=q.temperature, seed=q.seed, purpose="evaluation",
                 )
             )  # fmt: skip
 

@@ -13,7 +13,7 @@ from itertools import islice, takewhile
 import numpy as np
 
 from attune.reward import Array, unpack
-from attune.types import Demonstration, Feedback, Interaction, Preference, Signal
+from attune.types import EVALUATION, Demonstration, Feedback, Interaction, Preference, Signal
 from feedback.store import Store, derive
 from learner.likelihoods import Index
 from learner.reward_trainer import Judged, Typical
@@ -162,7 +162,7 @@ class Journal:
                 self.traffic_position = max(self.traffic_position, used_through - LOOK_BACK)
 
     def _sort(self, position: int, interaction: Interaction, used_through: int) -> None:
-        if not _scored(interaction):
+        if not _scored(interaction) or interaction.conversation_id == EVALUATION:
             return
         if len(self.anchors) < MAX_ANCHORS and interaction.policy_version == 0:
             self.anchors[interaction.id] = self.seen(interaction)

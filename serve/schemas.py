@@ -73,7 +73,7 @@ class ChatRequest(_Open):
     # Attune's own
     candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] | None = None
     rerank: Literal["full", "off"] = "full"
-    purpose: Literal["answer", "learning"] = "answer"
+    purpose: Literal["answer", "learning", "evaluation"] = "answer"
     objectives: Annotated[dict[str, Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]], Field(max_length=32)] | None = None
     conversation_id: Label | None = None
 

@@ -36,6 +36,7 @@ class Question:
     temperature: float | None = None
     seed: int | None = None
     user: str | None = None
+    purpose: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ class Line:
         """Return the server's reply; raises `Unavailable` when patience ends and `RequestError` for a refusal."""
 
         async def call() -> Reply:
-            extra = {"candidates": question.candidates, "rerank": question.rerank, "user": question.user}
+            named = ("candidates", "rerank", "user", "purpose")
+            extra = {name: value for name in named if (value := getattr(question, name)) is not None}
             reply = await self._openai.chat.completions.create(
                 model=question.model,
                 messages=[{"role": "user", "content": question.text}],
@@ -72,7 +74,7 @@ class Line:
                 max_tokens=question.max_tokens,
                 temperature=openai.omit if question.temperature is None else question.temperature,
                 seed=openai.omit if question.seed is None else question.seed,
-                extra_body={name: value for name, value in extra.items() if value is not None},
+                extra_body=extra,
             )
             return _read(reply)
 

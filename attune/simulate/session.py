@@ -21,7 +21,7 @@ from attune.simulate.judge import Verdict, judge
 from attune.simulate.tastes import SENSE, Answer, Ask, Taste
 from attune.simulate.users import ANSWERS_WANTED, choose_kind, vote
 
-JUDGE_CLIENTS = 8
+JUDGE_CLIENTS = 16
 SETTLED = frozenset({"live", "rolled_back", "unusable", "withdrawn"})
 """Receipts that will not move any more while nothing else is voted on."""
 UNSAFE = frozenset({"received", "missing"})
@@ -220,7 +220,7 @@ class Session:
 
         async def sample(ask: Ask) -> Reply:
             plan = self.plan
-            limits = {"max_tokens": plan.max_tokens, "temperature": plan.judge_temperature}
+            limits = {"max_tokens": plan.max_tokens, "temperature": plan.judge_temperature, "purpose": "evaluation"}
             question = Question(ask.text, model=way.model, candidates=way.candidates, rerank=way.rerank, **limits)  # type: ignore[arg-type]
             return await self.line.ask(question)
 

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from attune.config import Config
 from attune.errors import AttuneError, RequestError
-from attune.types import LEARNING, Interaction
+from attune.types import EVALUATION, LEARNING, Interaction
 from serve import metrics
 from serve.access import Known
 from serve.answer import Ask
@@ -21,6 +21,7 @@ from serve.schemas import OWN, ChatRequest
 router = APIRouter()
 
 DONE = "data: [DONE]"
+CONVERSATIONS = {"learning": LEARNING, "evaluation": EVALUATION}
 
 
 @router.post("/v1/chat/completions")
@@ -71,7 +72,7 @@ def _ask(body: ChatRequest, state: Any, session_user: str | None) -> Ask:
         num_candidates=candidates,
         rerank=body.rerank == "full",
         user=state.secrets.pseudonym(body.user or session_user),
-        conversation_id=LEARNING if body.purpose == "learning" else body.conversation_id,
+        conversation_id=CONVERSATIONS.get(body.purpose, body.conversation_id),
         objectives=objectives,
     )
 

@@ -10,7 +10,7 @@ import torch
 
 from attune import halt
 from attune.frozen import Answer, twin
-from attune.types import Interaction, Kind, Sampling, State, Withdrawal
+from attune.types import EVALUATION, Interaction, Kind, Sampling, State, Withdrawal
 from learner import metrics
 from learner.cycle import Cycle, Stopped
 from learner.policy import Policy
@@ -192,6 +192,20 @@ def test_a_vote_is_predicted_before_it_is_learned(world: World) -> None:
     world.votes(1)
     cycle.once()
     assert cycle.prequential.figures()["overall_accuracy"] >= 0.5
+
+
+def test_answers_that_measure_teach_nothing_unless_they_are_voted_on(world: World) -> None:
+    cycle = world.learner()
+    measured = [world.interaction(conversation_id=EVALUATION) for _ in range(3)]
+    world.store.write([*measured, world.interaction(held=True, conversation_id=EVALUATION)])
+    world.votes(5)
+    cycle.once()
+    assert world.registry.version("policy", 1).report["groups"] == 5
+    assert not cycle.journal.held_out
+    assert {i.id for i in measured}.isdisjoint(cycle.journal.anchors)
+    world.store.write([world.vote(measured[0])])
+    cycle.once()
+    assert world.registry.version("reward", 2).report["signals"] == 6
 
 
 def vote_during_an_update(world: World, cycle: Cycle, monkeypatch: pytest.MonkeyPatch) -> list[int]:
