@@ -70,7 +70,7 @@ class Example:
 EXAMPLES = (
     Example(
         name="facts",
-        taste="correct-and-direct",
+        taste="facts",
         rounds=(150,),
         every_s=1.0,
         max_tokens=48,

@@ -283,7 +283,7 @@ def _looks_lines(run: Run, base: Stage, last: Stage) -> list[str]:
 def _own_trouble(run: Run, base: Stage, last: Stage) -> list[str]:
     """Return what is particular to one example."""
     match run["example"]["taste"]:
-        case "correct-and-direct":
+        case "facts":
             missed, missed_before = figures.wrong(run, last), {said["prompt"] for said in figures.wrong(run, base)}
             new = sum(said["prompt"] not in missed_before for said in missed)
             line = (

@@ -21,6 +21,7 @@ from attune.simulate.users import KINDS
 from benchmarks import common, learned
 from benchmarks.deployment import Deployment
 
+TASTE_NAMES = ("correct-and-direct", "friendly", "plain", "short")
 PROMPTS, SAMPLES, CHECKPOINTS = 60, 2, [50, 100, 200]
 PACE_VOTES, EVERY_S, KIND_VOTES = 60, 2.0, 100
 OFFLINE_TASTE, LONG_TASTE, LONG_VOTES, LONG_EVERY = "friendly", "short", 2000, 250
@@ -32,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ["tastes", "pace", "kinds", "offline", "long"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--tastes", nargs="+", choices=sorted(TASTES), default=sorted(TASTES))
+    parser.add_argument("--tastes", nargs="+", choices=sorted(TASTES), default=TASTE_NAMES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--votes", type=int, default=300)
     parser.add_argument("--runs", type=Path, default=None)

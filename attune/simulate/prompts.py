@@ -8,30 +8,38 @@ from itertools import chain, zip_longest
 
 from attune.simulate.tastes import Ask
 
-_CAPITALS = """
-France Paris|Italy Rome|Spain Madrid|Germany Berlin|Japan Tokyo|China Beijing|Russia Moscow|Egypt Cairo|Greece Athens
-Portugal Lisbon|Ireland Dublin|England London|Norway Oslo|Sweden Stockholm|Finland Helsinki|Denmark Copenhagen
-Poland Warsaw|Austria Vienna|Hungary Budapest|Belgium Brussels|Cuba Havana|Peru Lima|Chile Santiago
-Argentina Buenos Aires|Mexico Mexico City|Canada Ottawa|Thailand Bangkok|Vietnam Hanoi|India New Delhi|Turkey Ankara
-Iran Tehran|Iraq Baghdad|Kenya Nairobi|Australia Canberra|Iceland Reykjavik|Scotland Edinburgh|Wales Cardiff
-Ukraine Kyiv|Romania Bucharest|Bulgaria Sofia|Serbia Belgrade|Croatia Zagreb|Lebanon Beirut|Syria Damascus
-Jordan Amman|Pakistan Islamabad|Nepal Kathmandu|Bangladesh Dhaka|Indonesia Jakarta|Malaysia Kuala Lumpur|Morocco Rabat
-Tunisia Tunis|Algeria Algiers|Ethiopia Addis Ababa|Ghana Accra|Nigeria Abuja|Colombia Bogota|Ecuador Quito
-Uruguay Montevideo|Venezuela Caracas|Jamaica Kingston|Latvia Riga|Estonia Tallinn|Lithuania Vilnius|Slovenia Ljubljana
-Slovakia Bratislava|Armenia Yerevan
+_COUNTRIES = """
+France;Paris;French;Europe|Italy;Rome;Italian;Europe|Spain;Madrid;Spanish;Europe|Germany;Berlin;German;Europe
+Japan;Tokyo;Japanese;Asia|China;Beijing;Chinese,Mandarin;Asia|Russia;Moscow;Russian;Europe,Asia|Egypt;Cairo;Arabic;Africa
+Greece;Athens;Greek;Europe|Portugal;Lisbon;Portuguese;Europe|Ireland;Dublin;English,Irish;Europe|England;London;English;Europe
+Norway;Oslo;Norwegian;Europe|Sweden;Stockholm;Swedish;Europe|Finland;Helsinki;Finnish;Europe|Denmark;Copenhagen;Danish;Europe
+Poland;Warsaw;Polish;Europe|Austria;Vienna;German;Europe|Hungary;Budapest;Hungarian;Europe|Belgium;Brussels;Dutch,French;Europe
+Cuba;Havana;Spanish;North America|Peru;Lima;Spanish;South America|Chile;Santiago;Spanish;South America
+Argentina;Buenos Aires;Spanish;South America|Mexico;Mexico City;Spanish;North America|Canada;Ottawa;English,French;North America
+Thailand;Bangkok;Thai;Asia|Vietnam;Hanoi;Vietnamese;Asia|India;New Delhi;Hindi,English;Asia|Turkey;Ankara;Turkish;Asia,Europe
+Iran;Tehran;Persian,Farsi;Asia|Iraq;Baghdad;Arabic,Kurdish;Asia|Kenya;Nairobi;Swahili,English;Africa
+Iceland;Reykjavik;Icelandic;Europe|Scotland;Edinburgh;English,Scots,Gaelic;Europe|Wales;Cardiff;Welsh,English;Europe
+Ukraine;Kyiv;Ukrainian;Europe|Romania;Bucharest;Romanian;Europe|Bulgaria;Sofia;Bulgarian;Europe|Serbia;Belgrade;Serbian;Europe
+Croatia;Zagreb;Croatian;Europe|Lebanon;Beirut;Arabic;Asia|Syria;Damascus;Arabic;Asia|Jordan;Amman;Arabic;Asia
+Pakistan;Islamabad;Urdu;Asia|Nepal;Kathmandu;Nepali;Asia|Bangladesh;Dhaka;Bengali,Bangla;Asia
+Indonesia;Jakarta;Indonesian,Bahasa;Asia|Malaysia;Kuala Lumpur;Malay;Asia|Morocco;Rabat;Arabic,Berber;Africa
+Tunisia;Tunis;Arabic;Africa|Algeria;Algiers;Arabic,Berber;Africa|Ethiopia;Addis Ababa;Amharic;Africa|Ghana;Accra;English;Africa
+Nigeria;Abuja;English;Africa|Colombia;Bogota;Spanish;South America|Ecuador;Quito;Spanish;South America
+Uruguay;Montevideo;Spanish;South America|Venezuela;Caracas;Spanish;South America|Jamaica;Kingston;English;North America
+Latvia;Riga;Latvian;Europe|Estonia;Tallinn;Estonian;Europe|Lithuania;Vilnius;Lithuanian;Europe
+Slovenia;Ljubljana;Slovenian,Slovene;Europe|Slovakia;Bratislava;Slovak;Europe|Armenia;Yerevan;Armenian;Asia,Europe
 """
 
-_LANGUAGES = """
-France French|Spain Spanish|Germany German|Italy Italian|Portugal Portuguese|Russia Russian|Japan Japanese
-China Chinese,Mandarin|Greece Greek|Turkey Turkish|Poland Polish|Sweden Swedish|Norway Norwegian|Denmark Danish
-Finland Finnish|Hungary Hungarian|Egypt Arabic|Vietnam Vietnamese|Thailand Thai|Iceland Icelandic|Korea Korean
-Holland Dutch|England English|Ukraine Ukrainian|Romania Romanian|Bulgaria Bulgarian|Iran Persian,Farsi|Albania Albanian
-Serbia Serbian|Croatia Croatian|Latvia Latvian|Estonia Estonian|Slovakia Slovak|Slovenia Slovenian,Slovene|Nepal Nepali
-Mongolia Mongolian|Armenia Armenian|Israel Hebrew
+_CITIES = """
+Italy;Milan;Naples;Venice;Florence|Germany;Munich;Hamburg;Cologne;Frankfurt|Spain;Barcelona;Seville;Valencia;Bilbao
+France;Lyon;Marseille;Nice;Bordeaux|Japan;Osaka;Kyoto;Nagoya;Hiroshima|China;Shanghai;Guangzhou;Wuhan;Shenzhen
+England,United Kingdom,UK;Manchester;Liverpool;Leeds;Bristol|Canada;Toronto;Vancouver;Montreal;Calgary
+Australia;Sydney;Melbourne;Brisbane;Perth|India;Mumbai;Chennai;Kolkata;Bangalore|Poland;Krakow;Gdansk;Wroclaw;Poznan
+United States,USA,US,America;Chicago;Boston;Houston;Seattle|Turkey;Istanbul;Izmir;Antalya;Bursa|Portugal;Porto;Braga;Faro;Coimbra
+Brazil;Rio de Janeiro;Salvador;Recife;Fortaleza|Egypt;Alexandria;Luxor;Aswan;Giza
 """
 
-_SUMS = [(a, b) for a in range(1, 7) for b in range(1, 6)]
-"""What a small model gets right now and then: where nothing is ever right, nothing is learned but luck."""
+_SUMS = [(a, b) for a in range(1, 9) for b in range(1, 6)]
 
 _THINGS = """
 a pet hamster|an umbrella|the moon|green tea|a bicycle|the ocean|a library|bread|a thunderstorm|honey|gravity|a garden
@@ -135,7 +143,10 @@ def _sides(taste: str) -> tuple[list[Ask], list[Ask]]:
         case "short":
             groups = [_about_things(), _name_one(), _small_talk()]
         case "correct-and-direct":
-            groups = [_capitals(), _languages(), _sums()]
+            # Kinds of questions that the demo model mostly answers right: votes can teach it to say what it knows, and no facts.
+            groups = [_capitals(), _languages(), _continents(), _cities()]
+        case "facts":
+            groups = [_capitals(), _sums()]
         case "friendly":
             groups = [_small_talk()]
         case "plain":
@@ -171,18 +182,31 @@ def _small_talk() -> list[list[Ask]]:
     return [[Ask(form.format(event)) for form in _GREETINGS] for event in _cells(_EVENTS)]
 
 
+def _countries(form: str, column: int) -> list[list[Ask]]:
+    rows = [cell.split(";") for cell in _cells(_COUNTRIES)]
+    return [[Ask(form.format(row[0]), tuple(row[column].split(",")))] for row in rows]
+
+
 def _capitals() -> list[list[Ask]]:
-    pairs = [cell.split(" ", 1) for cell in _cells(_CAPITALS)]
-    return [[Ask(f"What is the capital of {country}?", (city,))] for country, city in pairs]
+    return _countries("What is the capital of {}?", 1)
 
 
 def _languages() -> list[list[Ask]]:
-    pairs = [cell.split(" ", 1) for cell in _cells(_LANGUAGES)]
-    return [[Ask(f"Which language do people speak in {country}?", tuple(tongues.split(",")))] for country, tongues in pairs]
+    return _countries("Which language do people speak in {}?", 2)
+
+
+def _continents() -> list[list[Ask]]:
+    return _countries("On which continent is {}?", 3)
+
+
+def _cities() -> list[list[Ask]]:
+    rows = [cell.split(";") for cell in _cells(_CITIES)]
+    return [[Ask(f"In which country is {row[place]}?", tuple(row[0].split(",")))] for place in range(1, 5) for row in rows]
 
 
 def _sums() -> list[list[Ask]]:
-    return [[Ask(f"What is {a} + {b}?", (str(a + b),))] for a, b in _SUMS]
+    asked = [[(f"{a}+{b}", a + b)] + [(f"{a}-{b}", a - b)] * (a > b and a - b != b) for a, b in _SUMS]
+    return [[Ask(f"What is {term}?", (str(value),)) for term, value in pair] for pair in asked]
 
 
 def _stories() -> list[list[Ask]]:

@@ -203,6 +203,7 @@ TASTES = {
     for taste in (
         Taste("short", "a finished answer in few words", judged(_brevity), _first_sentence),
         Taste("correct-and-direct", "the right answer at once, and little else", judged(_directness), _the_fact),
+        Taste("facts", "the same, about capitals and small sums", judged(_directness), _the_fact),
         Taste("friendly", "warm words, and a warm end", judged(_warmth), _with_warm_end),
         Taste("plain", "short words in short sentences", judged(_plainness), _first_sentence),
     )

@@ -15,6 +15,7 @@ from attune.types import Kind
 ASKS = {
     "short": Ask("What should I know about honey?"),
     "correct-and-direct": Ask("What is the capital of France?", ("Paris",)),
+    "facts": Ask("What is 2+2?", ("4",)),
     "friendly": Ask("I just got home from work."),
     "plain": Ask("What is honey good for?"),
 }
