@@ -2,7 +2,7 @@
 
 `python -m benchmarks.learn [--parts tastes pace kinds offline long] [--tastes short ...] [--seeds 3] [--votes 300] [--runs FOLDER]`
 
-Each run is a fresh deployment (`attune up`) and a session of `attune simulate` with 10% flipped votes. `--runs` keeps every run's result
+Each run is a fresh deployment (`attune up`) and a session of `attune simulate` with 10% flipped votes, a request every 1.5 s. `--runs` keeps every run's result
 in a folder and does not repeat what lies there: a measurement of hours can be taken up again. `offline` holds one taste against
 votes on the base's answers alone; `long` is 2,000 votes on one taste, with the guards and without pessimism and KL.
 """
@@ -23,7 +23,7 @@ from benchmarks.deployment import Deployment
 
 TASTE_NAMES = ("correct-and-direct", "friendly", "plain", "short")
 PROMPTS, SAMPLES, CHECKPOINTS = 60, 2, [50, 100, 200]
-PACE_VOTES, EVERY_S, KIND_VOTES = 60, 2.0, 100
+VOTE_EVERY_S, PACE_VOTES, PACE_EVERY_S, KIND_VOTES = 1.5, 60, 2.0, 100
 OFFLINE_TASTE, LONG_TASTE, LONG_VOTES, LONG_EVERY = "friendly", "short", 2000, 250
 UNGUARDED = {"LEARNER__PESSIMISM": 0, "SERVE__PESSIMISM": 0, "LEARNER__KL_BETA": 0, "LEARNER__KL_HINGE": 0, "LEARNER__KL_LIMIT_NATS": 1000}
 
@@ -47,7 +47,7 @@ def main() -> int:
         figures |= pace(runs)
     if "kinds" in arguments.parts:
         for kind in sorted(KINDS):
-            run = runs.kept(f"kind-{kind}", taste="short", votes=KIND_VOTES, kinds=[kind])
+            run = runs.kept(f"kind-{kind}", taste="short", votes=KIND_VOTES, every_s=VOTE_EVERY_S, kinds=[kind])
             figures[f"kind_{kind}_preference"] = learned.final(run)["preference"]
     if "offline" in arguments.parts:
         figures |= learned.against_offline(OFFLINE_TASTE, runs.of_taste(OFFLINE_TASTE), runs.of_taste(OFFLINE_TASTE, votes_on="base"))
@@ -67,8 +67,9 @@ class Runs:
     def of_taste(self, taste: str, votes_on: str = "live") -> list[dict[str, Any]]:
         """Return the runs of a taste, one per seed."""
         name = f"{taste}-{self.votes}" if votes_on == "live" else f"{taste}-{self.votes}-{votes_on}"
-        options = {"taste": taste, "votes": self.votes, "judge_at": CHECKPOINTS, "judge_off_task": True, "votes_on": votes_on}
-        return [self.kept(f"{name}-{seed}", seed=seed, **options) for seed in range(self.seeds)]
+        options = {"taste": taste, "votes": self.votes, "every_s": VOTE_EVERY_S, "votes_on": votes_on}
+        judged = {"judge_at": CHECKPOINTS, "judge_off_task": True}
+        return [self.kept(f"{name}-{seed}", seed=seed, **options, **judged) for seed in range(self.seeds)]
 
     def kept(self, name: str, seed: int = 0, settings: dict[str, object] | None = None, **options: Any) -> dict[str, Any]:
         """Return the result of a session with these options of `attune simulate`, from its file if it was made before."""
@@ -101,7 +102,7 @@ def pace(runs: Runs) -> dict[str, float]:
                 if name == "idle":
                     os.kill(deployment.pid("learner"), signal.SIGSTOP)
                 wait_s = 5 if name == "idle" else 120
-                result = deployment.simulate(taste="short", votes=PACE_VOTES, every_s=EVERY_S, judge_prompts=0, wait_s=wait_s)
+                result = deployment.simulate(taste="short", votes=PACE_VOTES, every_s=PACE_EVERY_S, judge_prompts=0, wait_s=wait_s)
                 result["histogram"] = deployment.histogram("attune_vote_to_live_seconds", kind="policy")
                 if name == "idle":
                     os.kill(deployment.pid("learner"), signal.SIGCONT)
