@@ -23,6 +23,8 @@ _BIAS, _STARS = 0, slice(1, 1 + len(STAR_THRESHOLDS))
 _PLACES = slice(_STARS.stop, _STARS.stop + NUM_PLACES - 1)
 _TIES = _PLACES.stop
 NUM_NUISANCE = _TIES + 1
+NEGLIGIBLE = 1e-9
+"""Information below this says nothing."""
 
 Index = dict[tuple[str, int], int]
 """(interaction id, candidate; -1 - k for the k-th edit) -> row of the feature matrix."""
@@ -123,19 +125,17 @@ def nll(batch: Batch, f_M: torch.Tensor, nuisance: torch.Tensor, offset_U: torch
 
 
 def fisher_rows(batch: Batch, phi_MD: torch.Tensor, f_M: torch.Tensor, nuisance: torch.Tensor, offset_U: torch.Tensor) -> torch.Tensor:
-    """Return A with A'A = the Fisher information of the weights w in f = phi w, at these utilities."""
+    """Return A with A'A = the Fisher information of the weights w in f = phi w, at these utilities; as few rows as it takes."""
     rows: list[torch.Tensor] = []
     place_L = _place_effects(nuisance)
-    for stage in range(batch.order_SL.shape[1] - 1 if len(batch.order_weight_S) else 0):
-        active = batch.order_mask_SL[:, stage + 1]  # a last place that is alone says nothing
-        index_SL, mask_SL = batch.order_SL[active, stage:], batch.order_mask_SL[active, stage:]
-        p_SL = (f_M[index_SL] + place_L[batch.order_place_SL[active, stage:]]).masked_fill(~mask_SL, -torch.inf).softmax(1)
-        rows.append(_centred(p_SL, phi_MD[index_SL], batch.order_weight_S[active]))
+    if len(batch.order_weight_S):
+        signal_A, part_AL = _order_parts(batch, f_M, place_L)
+        rows.append(torch.einsum("al,ald->ad", part_AL, phi_MD[batch.order_SL[signal_A]]))
     if len(batch.tie_weight_S):
-        pair_S2D = phi_MD[batch.tie_S2]
-        outcome_S3D = torch.cat([pair_S2D, pair_S2D.mean(1, keepdim=True)], 1)
         p_S3 = _davidson(f_M[batch.tie_S2] + place_L[batch.tie_place_S2], nuisance[_TIES]).softmax(1)
-        rows.append(_centred(p_S3, outcome_S3D, batch.tie_weight_S))
+        win_S, loss_S = p_S3[:, 0], p_S3[:, 1]  # the three outcomes lie at +1/2, -1/2 and 0 of the difference
+        size_S = (batch.tie_weight_S * 0.25 * (win_S + loss_S - (win_S - loss_S) ** 2)).clamp_min(0.0).sqrt()
+        rows.append(size_S[:, None] * (phi_MD[batch.tie_S2[:, 0]] - phi_MD[batch.tie_S2[:, 1]]))
     if len(batch.thumb_weight_S):
         p_S = (f_M[batch.thumb_S] + nuisance[_BIAS] + offset_U[batch.thumb_user_S]).sigmoid()
         rows.append((batch.thumb_weight_S * p_S * (1 - p_S)).sqrt()[:, None] * phi_MD[batch.thumb_S])
@@ -168,7 +168,18 @@ def _star_probabilities(f_S: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     return torch.cat([below_S4, one], 1) - torch.cat([zero, below_S4], 1)
 
 
-def _centred(p_SL: torch.Tensor, value_SLD: torch.Tensor, weight_S: torch.Tensor) -> torch.Tensor:
-    mean_S1D = torch.einsum("sl,sld->sd", p_SL, value_SLD)[:, None]
-    scaled = (weight_S[:, None] * p_SL).sqrt()[..., None] * (value_SLD - mean_S1D)
-    return scaled.flatten(0, 1)
+def _order_parts(batch: Batch, f_M: torch.Tensor, place_L: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what each Fisher row of the orders is made of: the signal that it belongs to, and the weights of that signal's answers.
+
+    An order of n answers holds information of rank n - 1, of all its stages together.
+    """
+    g_SL, longest = (f_M[batch.order_SL] + place_L[batch.order_place_SL]).double(), batch.order_SL.shape[1]
+    information_SLL = torch.zeros(len(g_SL), longest, longest, dtype=torch.double)
+    for stage in range(longest - 1):
+        going = batch.order_mask_SL[:, stage + 1]  # a last place that is alone says nothing
+        left_SL = batch.order_mask_SL & (torch.arange(longest) >= stage)
+        p_SL = g_SL.masked_fill(~left_SL, -torch.inf)[going].softmax(1)
+        information_SLL[going] += torch.diag_embed(p_SL) - p_SL[:, :, None] * p_SL[:, None, :]
+    size_SL, way_SLL = torch.linalg.eigh(information_SLL * batch.order_weight_S[:, None, None])
+    signal_A, part_A = torch.nonzero(size_SL > NEGLIGIBLE, as_tuple=True)
+    return signal_A, (way_SLL[signal_A, :, part_A] * size_SL[signal_A, part_A].sqrt()[:, None]).float()

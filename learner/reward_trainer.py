@@ -217,12 +217,17 @@ def _laplace(batch: Batch, mode: _Mode, start_M: torch.Tensor, generator: torch.
 
 
 def _posterior(rows_AR: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, float]:
-    """Return samples (K x R) of N(0, (I + A'A)^-1) and half the log-determinant of I + A'A."""
-    width = rows_AR.shape[1]
-    chol_RR = torch.linalg.cholesky(torch.eye(width) + rows_AR.t() @ rows_AR)
-    noise_RK = torch.randn(width, NUM_PARTICLES, generator=generator)
-    samples_RK = torch.linalg.solve_triangular(chol_RR.t(), noise_RK, upper=True)
-    return samples_RK.t(), float(chol_RR.diagonal().log().sum())
+    """Return samples (K x R) of N(0, (I + A'A)^-1) and half the log-determinant of I + A'A, from the smaller of A'A and AA'."""
+    count, width = rows_AR.shape
+    if count >= width:
+        chol_RR = torch.linalg.cholesky(torch.eye(width) + rows_AR.t() @ rows_AR)
+        noise_RK = torch.randn(width, NUM_PARTICLES, generator=generator)
+        samples_RK = torch.linalg.solve_triangular(chol_RR.t(), noise_RK, upper=True)
+        return samples_RK.t(), float(chol_RR.diagonal().log().sum())
+    chol_AA = torch.linalg.cholesky(torch.eye(count) + rows_AR @ rows_AR.t())
+    prior_RK, noise_AK = torch.randn(width, NUM_PARTICLES, generator=generator), torch.randn(count, NUM_PARTICLES, generator=generator)
+    samples_RK = prior_RK - rows_AR.t() @ torch.cholesky_solve(rows_AR @ prior_RK + noise_AK, chol_AA)  # Matheron's rule
+    return samples_RK.t(), float(chol_AA.diagonal().log().sum())
 
 
 def _debiased(model: RewardModel, typical: Typical, left_out: Sequence[str]) -> tuple[RewardModel, dict[str, float]]:

@@ -35,7 +35,8 @@ Italy;Milan;Naples;Venice;Florence|Germany;Munich;Hamburg;Cologne;Frankfurt|Spai
 France;Lyon;Marseille;Nice;Bordeaux|Japan;Osaka;Kyoto;Nagoya;Hiroshima|China;Shanghai;Guangzhou;Wuhan;Shenzhen
 England,United Kingdom,UK;Manchester;Liverpool;Leeds;Bristol|Canada;Toronto;Vancouver;Montreal;Calgary
 Australia;Sydney;Melbourne;Brisbane;Perth|India;Mumbai;Chennai;Kolkata;Bangalore|Poland;Krakow;Gdansk;Wroclaw;Poznan
-United States,USA,US,America;Chicago;Boston;Houston;Seattle|Turkey;Istanbul;Izmir;Antalya;Bursa|Portugal;Porto;Braga;Faro;Coimbra
+United States,USA,U.S.,American,America;Chicago;Boston;Houston;Seattle
+Turkey;Istanbul;Izmir;Antalya;Bursa|Portugal;Porto;Braga;Faro;Coimbra
 Brazil;Rio de Janeiro;Salvador;Recife;Fortaleza|Egypt;Alexandria;Luxor;Aswan;Giza
 """
 
@@ -196,7 +197,9 @@ def _languages() -> list[list[Ask]]:
 
 
 def _continents() -> list[list[Ask]]:
-    return _countries("On which continent is {}?", 3)
+    """Return questions after continents: "a European country" answers one, too."""
+    asked = _countries("On which continent is {}?", 3)
+    return [[Ask(ask.text, (*ask.facts, *(f"{name}n" if name[-1] == "a" else f"{name}an" for name in ask.facts)))] for (ask,) in asked]
 
 
 def _cities() -> list[list[Ask]]:

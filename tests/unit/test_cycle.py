@@ -213,6 +213,7 @@ def vote_during_an_update(world: World, cycle: Cycle, monkeypatch: pytest.Monkey
     fresh, between, seen = [world.interaction(version=cycle.at.policy) for _ in range(3)], cycle._between_rows, list[int]()
 
     def voting() -> None:
+        cycle._not_before = 0.0
         if len(seen) < len(fresh):
             world.store.write([fresh[len(seen)], world.vote(fresh[len(seen)])])
         between()

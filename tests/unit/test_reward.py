@@ -12,8 +12,8 @@ from attune.errors import RegistryError
 from attune.frozen import NUM_SCALARS
 from attune.reward import Anchors, RewardModel
 from attune.types import Demonstration, Kind, Preference, Rating, Signal
-from learner.likelihoods import NUM_NUISANCE, Index, make_batch, nll
-from learner.reward_trainer import Judged, Typical, fit
+from learner.likelihoods import NUM_NUISANCE, TIE_LOG_NU, Index, fisher_rows, make_batch, nll
+from learner.reward_trainer import Judged, Typical, _posterior, fit
 
 HIDDEN = 32
 WIDTH = 3 * HIDDEN + NUM_SCALARS
@@ -128,6 +128,36 @@ def model() -> RewardModel:
 
 def packed(*rows: list[float]) -> list[bytes]:
     return [np.array(row, "<f2").tobytes() for row in rows]
+
+
+def test_fisher_rows_are_the_information_of_every_stage_and_tie() -> None:
+    orders = [((0, 1), 1.0), ((2, 3, 4), 0.5), ((5, 6, 7, 8), 2.0)]
+    signals = [Preference(f"f{n}", "i", order, False, weight, Kind.RANKING, None) for n, (order, weight) in enumerate(orders)]
+    signals.append(Preference("tie", "i", (1, 7), True, 0.7, Kind.COMPARISON, None))
+    batch = make_batch(signals, {("i", k): k for k in range(9)}, {})
+    phi, f, nuisance = torch.randn(9, 5), torch.randn(9), 0.3 * torch.randn(NUM_NUISANCE)
+    expected = torch.zeros(5, 5)
+    for order, weight in orders:
+        for stage in range(len(order) - 1):
+            left = torch.tensor(order[stage:])
+            chance = f[left].softmax(0)
+            expected += weight * torch.cov(phi[left].t(), correction=0, aweights=chance)
+    outcomes = torch.stack([phi[1], phi[7], (phi[1] + phi[7]) / 2])
+    chance = torch.stack([f[1], f[7], (f[1] + f[7]) / 2 + TIE_LOG_NU + nuisance[-1]]).softmax(0)
+    expected += 0.7 * torch.cov(outcomes.t(), correction=0, aweights=chance)
+    rows = fisher_rows(batch, phi, f, nuisance, torch.zeros(0))
+    assert len(rows) == 1 + 2 + 3 + 1  # as few as it takes
+    assert torch.allclose(rows.t() @ rows, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(12, 3), (3, 12)])
+def test_posterior_samples_have_the_covariance_that_is_asked_for(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(shape, generator=generator)
+    precision = torch.eye(shape[1]) + rows.t() @ rows
+    drawn = [_posterior(rows, generator) for _ in range(2000)]
+    assert drawn[0][1] == pytest.approx(0.5 * float(torch.logdet(precision)), rel=1e-4)
+    assert torch.allclose(torch.cov(torch.cat([samples for samples, _ in drawn]).t()), torch.linalg.inv(precision), atol=0.03)
 
 
 def test_an_empty_answer_is_below_every_other_and_extrapolation_is_not_paid() -> None:
