@@ -92,7 +92,7 @@ class LearnerSection(_Section):
 
     poll_interval_s: Positive = 0.5
     min_votes_per_update: Count = 8
-    max_vote_wait_s: Positive = 60.0
+    max_vote_wait_s: Positive = 20.0
     """A vote is learned after this long even if there are fewer than `min_votes_per_update`."""
     max_groups_per_update: Count = 16
     top_up_groups: Annotated[int, Field(ge=0)] = 4
