@@ -10,21 +10,20 @@ with the guards and without pessimism and KL.
 
 import argparse
 import json
-import os
 import shutil
-import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from attune.simulate.tastes import TASTES
 from attune.simulate.users import KINDS
-from benchmarks import common, learned
+from benchmarks import common, learned, pace
 from benchmarks.deployment import Deployment
 
 TASTE_NAMES = ("correct-and-direct", "friendly", "plain", "short")
 PROMPTS, SAMPLES, CHECKPOINTS = 60, 2, [50, 100, 200]
-VOTE_EVERY_S, PACE_VOTES, PACE_EVERY_S, KIND_VOTES = 1.5, 60, 2.0, 100
+VOTE_EVERY_S, KIND_VOTES = 1.5, 100
 OFFLINE_TASTE, LONG_TASTE, LONG_VOTES, LONG_EVERY = "friendly", "short", 2000, 250
 UNGUARDED = {"LEARNER__PESSIMISM": 0, "SERVE__PESSIMISM": 0, "LEARNER__KL_BETA": 0, "LEARNER__KL_HINGE": 0, "LEARNER__KL_LIMIT_NATS": 1000}
 
@@ -45,7 +44,7 @@ def main() -> int:
         for taste in arguments.tastes:
             figures |= learned.of_taste(taste, runs.of_taste(taste), CHECKPOINTS[0])
     if "pace" in arguments.parts:
-        figures |= pace(runs)
+        figures |= pace.figures(runs.made("pace", pace.run))
     if "kinds" in arguments.parts:
         for kind in sorted(KINDS):
             run = runs.kept(f"kind-{kind}", taste="short", votes=KIND_VOTES, every_s=VOTE_EVERY_S, kinds=[kind])
@@ -74,14 +73,22 @@ class Runs:
 
     def kept(self, name: str, seed: int = 0, settings: dict[str, object] | None = None, **options: Any) -> dict[str, Any]:
         """Return the result of a session with these options of `attune simulate`, from its file if it was made before."""
-        file = self.folder / f"{name}.json"
-        if not file.exists():
-            given = {"judge_prompts": PROMPTS, "judge_samples": SAMPLES} | options
+        given = {"judge_prompts": PROMPTS, "judge_samples": SAMPLES} | options
+
+        def session() -> dict[str, Any]:
             with Deployment(**{"LEARNER__SEED": seed, "SERVE__SEED": seed} | (settings or {})) as deployment:
                 result = deployment.simulate(seed=seed, **given)
                 result |= {"policies": deployment.reports("policy"), "rewards": deployment.reports("reward"), "halted": deployment.halted()}
                 shutil.copy(deployment.home / "simulate" / "run" / "answers.jsonl", self.folder / f"{name}.answers.jsonl")
-            file.write_text(json.dumps(result))
+            return result
+
+        return self.made(name, session)
+
+    def made(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what `make` returned, from its file if it was made before."""
+        file = self.folder / f"{name}.json"
+        if not file.exists():
+            file.write_text(json.dumps(make()))
         found: dict[str, Any] = json.loads(file.read_text())
         return found
 
@@ -91,25 +98,6 @@ def long(runs: Runs, guarded: bool) -> dict[str, Any]:
     stops = list(range(LONG_EVERY, LONG_VOTES, LONG_EVERY))
     name = "long" if guarded else "long-unguarded"
     return runs.kept(name, settings=None if guarded else UNGUARDED, taste=LONG_TASTE, votes=LONG_VOTES, judge_at=stops)
-
-
-def pace(runs: Runs) -> dict[str, float]:
-    """Return how long votes take to a live policy at one request every two seconds, and what learning costs the replies."""
-    found = {}
-    for name in ("learning", "idle"):
-        file = runs.folder / f"pace-{name}.json"
-        if not file.exists():
-            with Deployment() as deployment:
-                if name == "idle":
-                    os.kill(deployment.pid("learner"), signal.SIGSTOP)
-                wait_s = 5 if name == "idle" else 120
-                result = deployment.simulate(taste="short", votes=PACE_VOTES, every_s=PACE_EVERY_S, judge_prompts=0, wait_s=wait_s)
-                result["histogram"] = deployment.histogram("attune_vote_to_live_seconds", kind="policy")
-                if name == "idle":
-                    os.kill(deployment.pid("learner"), signal.SIGCONT)
-            file.write_text(json.dumps(result))
-        found[name] = json.loads(file.read_text())
-    return learned.pace(found["learning"], found["idle"])
 
 
 if __name__ == "__main__":

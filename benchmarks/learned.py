@@ -46,34 +46,6 @@ def of_taste(taste: str, runs: Sequence[Run], first_stop: int) -> dict[str, floa
     return {f"{taste}_{name}": value for name, value in found.items()}
 
 
-def pace(learning: Run, idle: Run) -> dict[str, float]:
-    """Return the pace of votes to a live policy, as receipts and the histogram on /metrics tell it, and what the replies pay."""
-    return {
-        "vote_to_policy_p50_s": learning["vote_to_live_s"]["p50"],
-        "vote_to_policy_p95_s": learning["vote_to_live_s"]["p95"],
-        "vote_to_policy_p50_s_by_metrics": quantile(learning["histogram"], 0.5),
-        "vote_to_policy_p95_s_by_metrics": quantile(learning["histogram"], 0.95),
-        "reply_p50_s": learning["reply_s"]["p50"],
-        "reply_without_learner_p50_s": idle["reply_s"]["p50"],
-        "reply_vs_without_learner": learning["reply_s"]["p50"] / idle["reply_s"]["p50"],
-        "failed_requests": float(learning["failed_requests"]),
-    }
-
-
-def quantile(buckets: Sequence[Sequence[float]], share: float) -> float:
-    """Return a quantile of a Prometheus histogram, `(upper bound, cumulative count)` each, linear within a bucket as PromQL has it.
-
-    >>> quantile([(10.0, 0.0), (20.0, 4.0), (30.0, 8.0)], 0.5)
-    20.0
-    """
-    wanted, below, under = share * buckets[-1][1], 0.0, 0.0
-    for bound, count in buckets:
-        if count >= wanted and count > under:
-            return below if bound == float("inf") else below + (bound - below) * (wanted - under) / (count - under)
-        below, under = bound, count
-    return below
-
-
 def against_offline(taste: str, online: Sequence[Run], offline: Sequence[Run]) -> dict[str, float]:
     """Return how many votes on the base's answers do what so many online do, and draw both curves."""
     ours, theirs = curve(online), curve(offline)

@@ -142,14 +142,15 @@ class Session:
             await self._pace()
             asked = time.monotonic()
             reply = await self.line.ask(question)
-            self.reply_s.append(time.monotonic() - asked)
+            took_s = time.monotonic() - asked
+            self.reply_s.append(took_s)
             self.progress.chats += 1
             self.progress.policy_versions.add(reply.policy_version)
             given = vote(kind, self.plan.taste, ask, reply.answers, reply.candidates, self.plan.noise, random)
             feedback_id = await self.line.vote(reply, given, user)
             if self.plan.votes_on == "base":
                 await self.line.ask(replace(question, model=ARMS["alone"].model))
-            self._keep(feedback_id, reply, str(given.kind), given.value, journal)
+            self._keep(feedback_id, reply, took_s, str(given.kind), given.value, journal)
             self.progress.flipped += given.flipped
 
     async def _pace(self) -> None:
@@ -158,7 +159,7 @@ class Session:
         self._next_turn = max(now, self._next_turn + self.plan.every_s)
         await asyncio.sleep(self._next_turn - now)
 
-    def _keep(self, feedback_id: str, reply: Reply, kind: str, value: Any, journal: TextIO) -> None:
+    def _keep(self, feedback_id: str, reply: Reply, took_s: float, kind: str, value: Any, journal: TextIO) -> None:
         self.acknowledged.append(feedback_id)
         self.progress.acknowledged += 1
         self.progress.kinds[kind] += 1
@@ -167,6 +168,7 @@ class Session:
             "interaction_id": reply.interaction_id,
             "kind": kind,
             "policy_version": reply.policy_version,
+            "reply_s": round(took_s, 3),
             "at": time.time(),
         }
         if kind != "edit":

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import learned
+from benchmarks import learned, pace
 
 INF = float("inf")
 
@@ -17,11 +17,11 @@ def run(*preferences: float, arm: str = "alone", halted: bool = False, kl: float
     ("share", "expected"), [(0.5, 20.0), (0.25, 15.0), (0.75, 25.0), (1.0, 30.0), (0.0, 10.0)]
 )  # fmt: skip
 def test_a_quantile_is_linear_within_its_bucket(share: float, expected: float) -> None:
-    assert learned.quantile([(10.0, 0.0), (20.0, 4.0), (30.0, 8.0), (INF, 8.0)], share) == pytest.approx(expected)
+    assert pace.quantile([(10.0, 0.0), (20.0, 4.0), (30.0, 8.0), (INF, 8.0)], share) == pytest.approx(expected)
 
 
 def test_beyond_the_last_bound_a_quantile_is_that_bound() -> None:
-    assert learned.quantile([(10.0, 1.0), (INF, 4.0)], 0.9) == 10.0
+    assert pace.quantile([(10.0, 1.0), (INF, 4.0)], 0.9) == 10.0
 
 
 def test_a_curve_is_the_mean_of_its_runs_and_starts_at_one_half() -> None:
@@ -43,3 +43,8 @@ def test_a_long_run_tells_its_fall_and_whether_a_wire_spoke() -> None:
     assert figures["long_unguarded_fall_from_best"] == pytest.approx(0.5)
     assert (figures["long_tripped"], figures["long_unguarded_tripped"]) == (0.0, 1.0)
     assert figures["long_unguarded_highest_kl"] == 25.0
+
+
+def test_replies_are_told_apart_by_whose_turn_it_was() -> None:
+    turns, replies = [0.0, 10.0, 20.0, 30.0], [(1.0, 3.0, 2.0), (9.0, 11.0, 2.0), (12.0, 15.0, 3.0), (21.0, 22.0, 1.0), (29.0, 31.0, 2.0)]
+    assert pace.by_turn(turns, replies) == ([2.0, 1.0], [3.0])
