@@ -9,25 +9,25 @@ from itertools import chain, zip_longest
 from attune.simulate.tastes import Ask
 
 _COUNTRIES = """
-France;Paris;French;Europe|Italy;Rome;Italian;Europe|Spain;Madrid;Spanish;Europe|Germany;Berlin;German;Europe
-Japan;Tokyo;Japanese;Asia|China;Beijing;Chinese,Mandarin;Asia|Russia;Moscow;Russian;Europe,Asia|Egypt;Cairo;Arabic;Africa
-Greece;Athens;Greek;Europe|Portugal;Lisbon;Portuguese;Europe|Ireland;Dublin;English,Irish;Europe|England;London;English;Europe
-Norway;Oslo;Norwegian;Europe|Sweden;Stockholm;Swedish;Europe|Finland;Helsinki;Finnish;Europe|Denmark;Copenhagen;Danish;Europe
-Poland;Warsaw;Polish;Europe|Austria;Vienna;German;Europe|Hungary;Budapest;Hungarian;Europe|Belgium;Brussels;Dutch,French;Europe
-Cuba;Havana;Spanish;North America|Peru;Lima;Spanish;South America|Chile;Santiago;Spanish;South America
-Argentina;Buenos Aires;Spanish;South America|Mexico;Mexico City;Spanish;North America|Canada;Ottawa;English,French;North America
-Thailand;Bangkok;Thai;Asia|Vietnam;Hanoi;Vietnamese;Asia|India;New Delhi;Hindi,English;Asia|Turkey;Ankara;Turkish;Asia,Europe
-Iran;Tehran;Persian,Farsi;Asia|Iraq;Baghdad;Arabic,Kurdish;Asia|Kenya;Nairobi;Swahili,English;Africa
-Iceland;Reykjavik;Icelandic;Europe|Scotland;Edinburgh;English,Scots,Gaelic;Europe|Wales;Cardiff;Welsh,English;Europe
-Ukraine;Kyiv;Ukrainian;Europe|Romania;Bucharest;Romanian;Europe|Bulgaria;Sofia;Bulgarian;Europe|Serbia;Belgrade;Serbian;Europe
-Croatia;Zagreb;Croatian;Europe|Lebanon;Beirut;Arabic;Asia|Syria;Damascus;Arabic;Asia|Jordan;Amman;Arabic;Asia
-Pakistan;Islamabad;Urdu;Asia|Nepal;Kathmandu;Nepali;Asia|Bangladesh;Dhaka;Bengali,Bangla;Asia
-Indonesia;Jakarta;Indonesian,Bahasa;Asia|Malaysia;Kuala Lumpur;Malay;Asia|Morocco;Rabat;Arabic,Berber;Africa
-Tunisia;Tunis;Arabic;Africa|Algeria;Algiers;Arabic,Berber;Africa|Ethiopia;Addis Ababa;Amharic;Africa|Ghana;Accra;English;Africa
-Nigeria;Abuja;English;Africa|Colombia;Bogota;Spanish;South America|Ecuador;Quito;Spanish;South America
-Uruguay;Montevideo;Spanish;South America|Venezuela;Caracas;Spanish;South America|Jamaica;Kingston;English;North America
-Latvia;Riga;Latvian;Europe|Estonia;Tallinn;Estonian;Europe|Lithuania;Vilnius;Lithuanian;Europe
-Slovenia;Ljubljana;Slovenian,Slovene;Europe|Slovakia;Bratislava;Slovak;Europe|Armenia;Yerevan;Armenian;Asia,Europe
+France;Paris;French|Italy;Rome;Italian|Spain;Madrid;Spanish|Germany;Berlin;German
+Japan;Tokyo;Japanese|China;Beijing;Chinese,Mandarin|Russia;Moscow;Russian|Egypt;Cairo;Arabic
+Greece;Athens;Greek|Portugal;Lisbon;Portuguese|Ireland;Dublin;English,Irish|England;London;English
+Norway;Oslo;Norwegian|Sweden;Stockholm;Swedish|Finland;Helsinki;Finnish|Denmark;Copenhagen;Danish
+Poland;Warsaw;Polish|Austria;Vienna;German|Hungary;Budapest;Hungarian|Belgium;Brussels;Dutch,French
+Cuba;Havana;Spanish|Peru;Lima;Spanish|Chile;Santiago;Spanish
+Argentina;Buenos Aires;Spanish|Mexico;Mexico City;Spanish|Canada;Ottawa;English,French
+Thailand;Bangkok;Thai|Vietnam;Hanoi;Vietnamese|India;New Delhi;Hindi,English|Turkey;Ankara;Turkish
+Iran;Tehran;Persian,Farsi|Iraq;Baghdad;Arabic,Kurdish|Kenya;Nairobi;Swahili,English
+Iceland;Reykjavik;Icelandic|Scotland;Edinburgh;English,Scots,Gaelic|Wales;Cardiff;Welsh,English
+Ukraine;Kyiv;Ukrainian|Romania;Bucharest;Romanian|Bulgaria;Sofia;Bulgarian|Serbia;Belgrade;Serbian
+Croatia;Zagreb;Croatian|Lebanon;Beirut;Arabic|Syria;Damascus;Arabic|Jordan;Amman;Arabic
+Pakistan;Islamabad;Urdu|Nepal;Kathmandu;Nepali|Bangladesh;Dhaka;Bengali,Bangla
+Indonesia;Jakarta;Indonesian,Bahasa|Malaysia;Kuala Lumpur;Malay|Morocco;Rabat;Arabic,Berber
+Tunisia;Tunis;Arabic|Algeria;Algiers;Arabic,Berber|Ethiopia;Addis Ababa;Amharic|Ghana;Accra;English
+Nigeria;Abuja;English|Colombia;Bogota;Spanish|Ecuador;Quito;Spanish
+Uruguay;Montevideo;Spanish|Venezuela;Caracas;Spanish|Jamaica;Kingston;English
+Latvia;Riga;Latvian|Estonia;Tallinn;Estonian|Lithuania;Vilnius;Lithuanian
+Slovenia;Ljubljana;Slovenian,Slovene|Slovakia;Bratislava;Slovak|Armenia;Yerevan;Armenian
 """
 
 _CITIES = """
@@ -145,7 +145,7 @@ def _sides(taste: str) -> tuple[list[Ask], list[Ask]]:
             groups = [_about_things(), _name_one(), _small_talk()]
         case "correct-and-direct":
             # Kinds of questions that the demo model mostly answers right: votes can teach it to say what it knows, and no facts.
-            groups = [_capitals(), _languages(), _continents(), _cities()]
+            groups = [_capitals(), _languages(), _cities()]
         case "facts":
             groups = [_capitals(), _sums()]
         case "friendly":
@@ -194,12 +194,6 @@ def _capitals() -> list[list[Ask]]:
 
 def _languages() -> list[list[Ask]]:
     return _countries("Which language do people speak in {}?", 2)
-
-
-def _continents() -> list[list[Ask]]:
-    """Return questions after continents: "a European country" answers one, too."""
-    asked = _countries("On which continent is {}?", 3)
-    return [[Ask(ask.text, (*ask.facts, *(f"{name}n" if name[-1] == "a" else f"{name}an" for name in ask.facts)))] for (ask,) in asked]
 
 
 def _cities() -> list[list[Ask]]:

@@ -145,6 +145,8 @@ def _directness(ask: Ask, answer: Answer) -> float:
 
 
 def _place(said: list[str], fact: list[str]) -> int | None:
+    """Return where a fact begins in what was said, "China's" saying China, too; None if it was not said."""
+    said = [word.removesuffix("'s").removesuffix("\u2019s") for word in said]
     for start in range(len(said) - len(fact) + 1):
         if said[start : start + len(fact)] == fact:
             return start
