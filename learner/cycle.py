@@ -6,7 +6,7 @@ votes and rollouts of a version that was not judged are used again, those of a j
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ from learner.sft import Example
 from learner.trunk_trainer import Lesson
 
 log = structlog.get_logger()
+
+ALL_PROBES_EVERY = 8
+"""Store positions after which a reward fit tries probes again that had no say in the last one."""
 
 
 class Stopped(Exception):
@@ -175,7 +178,7 @@ class Cycle:
             return False
         model, report = reward_trainer.fit(
             judged, typical, settings.pessimism, settings.seed + self.journal.position,
-            temperature=self.prequential.temperature(), debias=settings.debias, trunk=self.eye.trunk is not None,
+            temperature=self.prequential.temperature(), debias=settings.debias, trunk=self.eye.trunk is not None, probes=self._probes(),
         )  # fmt: skip
         files = replace(model, trunk=self.eye.trunk_version).to_files()
         if fitted:
@@ -196,6 +199,13 @@ class Cycle:
         metrics.REWARD_FITS.inc()
         log.info("reward_published", version=version.number, votes=len(judged.signals), seconds=round(time.perf_counter() - started, 3))
         return True
+
+    def _probes(self) -> Collection[str]:
+        """Return the probes to try: those that had a say in the last fit, and now and then all of them."""
+        before = self.registry.version("reward", self.at.reward) if self.at.reward else None
+        if before is None or self.journal.position // ALL_PROBES_EVERY > before.trained_through // ALL_PROBES_EVERY:
+            return reward_trainer.PROBES
+        return reward_trainer.mattered(before.report) or reward_trainer.PROBES
 
     def _judged(self) -> Judged:
         """Return the newest votes in force and what they judge, weighted."""

@@ -5,8 +5,9 @@ taste that shows in one group alone, so every probe is fitted and their evidence
 A Fisher rows, K particles.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ TOLERANCE_NATS = 1e-2
 JITTER = 1e-3
 NEGLIGIBLE_NATS = 10.0
 NEWEST_JUDGED, ENOUGH_JUDGED = 128, 32
+LEAST_SHARE = 0.01
 
 PROBES: Mapping[str, tuple[float, float, float, float]] = {
     "all": (0.6, 0.6, 0.6, 1.3),
@@ -92,11 +94,13 @@ def fit(
     temperature: float = 1.0,
     debias: Sequence[str] = (),
     trunk: bool = False,
+    probes: Collection[str] = PROBES,
 ) -> tuple[RewardModel, dict[str, float]]:
     """Return a reward model (version 0 until it is published) and its figures. Deterministic for the same input and seed.
 
     `temperature` calibrates its probabilities and changes nothing else; `debias` names the styles whose effect is left out of the score.
-    With a `trunk`, its number stands behind each answer's features: utility starts from it, and the other features say what it missed.
+    Only the `probes` named are tried. With a `trunk`, its number stands behind each answer's features: utility starts from it, and the
+    other features say what it missed.
     """
     center_D = typical.features_ND.mean(0)
     scale_D = np.maximum(typical.features_ND.std(0), 1e-3)
@@ -110,7 +114,7 @@ def fit(
     z_MD = z_MD[:, : z_MD.shape[1] - trunk]
     batch = make_batch(judged.signals, judged.rows, judged.edits)
     generator = torch.Generator().manual_seed(seed)
-    fits = _fits(batch, z_MD, start_M, generator)
+    fits = _fits(batch, z_MD, start_M, generator, probes)
     share = torch.softmax(torch.tensor([f.log_evidence for f in fits.values()]), 0)
     mean_D = sum(float(s) * f.weights_D for s, f in zip(share, fits.values(), strict=True))
     origin = torch.multinomial(share, NUM_PARTICLES, replacement=True, generator=generator)
@@ -127,6 +131,11 @@ def fit(
     return model, report | {"temperature": round(temperature, 3)} | {"signals": float(len(judged.signals)), "answers": float(len(z_MD))}
 
 
+def mattered(report: Mapping[str, Any]) -> list[str]:
+    """Return the probes that had a say in the fit whose figures these are."""
+    return [name for name in PROBES if report.get(f"probe_{name}", 0.0) >= LEAST_SHARE]
+
+
 def _group_sizes(width: int) -> list[int]:
     group = (width - NUM_SCALARS) // 3
     return [group, group, group, NUM_SCALARS]
@@ -136,11 +145,13 @@ def _prior_std(variances: Sequence[float], width: int) -> torch.Tensor:
     return torch.cat([torch.full((size,), (v / size) ** 0.5) for v, size in zip(variances, _group_sizes(width), strict=True)])
 
 
-def _fits(batch: Batch, z_MD: torch.Tensor, start_M: torch.Tensor, generator: torch.Generator) -> dict[str, _Fit]:
-    """Return the probes that can matter: evidence never exceeds -loss, so the hopeless are dropped before the costly part."""
+def _fits(batch: Batch, z_MD: torch.Tensor, start_M: torch.Tensor, generator: torch.Generator, probes: Collection[str]) -> dict[str, _Fit]:
+    """Return those of the probes that can matter: evidence never exceeds -loss, so the hopeless are dropped before the costly part."""
     grams, width = _grams(z_MD), z_MD.shape[1]
     modes = {}
     for name, variances in PROBES.items():
+        if name not in probes:
+            continue
         std_D = _prior_std(variances, width)
         modes[name] = _mode(batch, _space(z_MD, std_D, grams, variances), std_D, start_M)
     fits: dict[str, _Fit] = {}

@@ -184,6 +184,19 @@ def test_a_changed_edit_is_looked_at_again(world: World) -> None:
     assert cycle.reward.version == 2
 
 
+def test_probes_that_had_no_say_are_tried_again_only_now_and_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.reward_trainer.mattered", lambda report: ["all"])
+    cycle, tried = world.learner(), []
+    for votes in (5, 1, 3):  # the third time store position 8 is passed
+        world.votes(votes)
+        cycle.once()
+        report = world.registry.version("reward", world.registry.champion("reward")).report
+        tried.append({name for name in report if name.startswith("probe_")})
+    assert tried[1] == {"probe_all"}
+    assert len(tried[0]) > 1
+    assert len(tried[2]) > 1
+
+
 def test_a_vote_is_predicted_before_it_is_learned(world: World) -> None:
     cycle = world.learner()
     world.votes(3)
