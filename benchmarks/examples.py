@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from attune.registry import Registry
 from attune.simulate import prompts
 from attune.simulate.client import Line, Question, Reply
 from attune.simulate.prompts import HEROINE
+from attune.simulate.session import in_parallel
 from attune.types import Interaction
 from benchmarks import common, examples_page
 from benchmarks.deployment import Deployment
@@ -218,19 +219,9 @@ def ask(deployment: Deployment, questions: Sequence[Question], model: str, candi
 
 
 async def _ask(url: str, key: str, questions: Sequence[Question], model: str, candidates: int) -> list[Reply]:
-    line, gate = Line(url, key), asyncio.Semaphore(JUDGE_CLIENTS)
-
-    async def one(q: Question) -> Reply:
-        async with gate:
-            return await line.ask(
-                Question(
-                    q.text, model=model, candidates=candidates, rerank=None if candidates > 1 else "off",
-                    max_tokens=q.max_tokens, temperature=q.temperature, seed=q.seed, purpose="evaluation",
-                )
-            )  # fmt: skip
-
+    line, way = Line(url, key), {"candidates": candidates, "rerank": None if candidates > 1 else "off", "purpose": "evaluation"}
     try:
-        return list(await asyncio.gather(*map(one, questions)))
+        return list(await in_parallel(JUDGE_CLIENTS, line.ask, [replace(q, model=model, **way) for q in questions]))
     finally:
         await line.close()
 

@@ -32,16 +32,12 @@ from learner.refit import Refit, lesson
 from learner.reward_trainer import Judged
 from learner.rollout import Rollout, make_rollout, tied, unusable
 from learner.sft import Example
-from learner.trunk_trainer import Lesson
+from learner.trunk_trainer import Lesson, Stopped
 
 log = structlog.get_logger()
 
 ALL_PROBES_EVERY = 8
 """Store positions after which a reward fit tries probes again that had no say in the last one."""
-
-
-class Stopped(Exception):
-    """The program was told to stop in the middle of an update, which is to be forgotten."""
 
 
 class Cycle:
@@ -123,7 +119,7 @@ class Cycle:
             raise Stopped
         if time.perf_counter() < self._not_before:
             return
-        self._follow_reward()
+        self._follow(updating=True)
         self._take_in()
         if self.journal.position > self.at.reward_through:
             began = time.perf_counter()
@@ -140,15 +136,11 @@ class Cycle:
         news = self.journal.refresh(self.at.used_through)
         self._predict({ident for position, ident in news if position > self.at.reward_through})
 
-    def _follow(self) -> None:
-        """Stand on the champions: an operator may have rolled one back, or the last step promoted one."""
-        champion = self.registry.champion("policy")
-        if champion != self._live:
-            self._stand_on(champion)
-        self._follow_reward()
-
-    def _follow_reward(self) -> None:
+    def _follow(self, *, updating: bool = False) -> None:
+        """Stand on the champions: an operator may have rolled one back, or the last step promoted one. `updating`: the policy stays."""
         champion, reward = self.registry.champion("policy"), self.registry.champion("reward")
+        if champion != self._live and not updating:
+            self._stand_on(champion)
         if reward != self.reward.version:
             self.reward = self.eye.load(reward)
         if self.eye.follow(self.reward.trunk):
@@ -195,7 +187,7 @@ class Cycle:
             self.eye.take(fitted, version.number)
         self.registry.promote("reward", version.number, by="learner", reason="refitted on all votes in force")
         self._show(version)
-        self._follow_reward()
+        self._follow(updating=True)
         metrics.REWARD_FITS.inc()
         log.info("reward_published", version=version.number, votes=len(judged.signals), seconds=round(time.perf_counter() - started, 3))
         return True

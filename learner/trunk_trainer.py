@@ -31,7 +31,7 @@ ADAPTER_LR, READOUT_LR, NUISANCE_LR, GRAD_CLIP = 3e-4, 1e-4, 1e-2, 1.0
 
 
 class Stopped(Exception):
-    """The program was told to stop in the middle of a fit."""
+    """The program was told to stop in the middle of a fit or an update, which is to be forgotten."""
 
 
 @dataclass(frozen=True, slots=True)

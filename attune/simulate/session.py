@@ -181,7 +181,7 @@ class Session:
         moved, before = time.monotonic(), Counter[str]()
         while True:
             pending = [i for i in dict.fromkeys(self.acknowledged) if self.standing(i) not in SETTLED]
-            for receipt_id, receipt in zip(pending, await _in_parallel(JUDGE_CLIENTS, self.line.receipt, pending), strict=True):
+            for receipt_id, receipt in zip(pending, await in_parallel(JUDGE_CLIENTS, self.line.receipt, pending), strict=True):
                 if receipt is not None:
                     self.receipts[receipt_id] = receipt
             now = Counter(self.standing(i) for i in self.acknowledged)
@@ -227,7 +227,7 @@ class Session:
             return await self.line.ask(question)
 
         wanted = [ask for ask in asks for _ in range(self.plan.judge_samples if way.candidates == 1 else 1)]
-        replies = await _in_parallel(JUDGE_CLIENTS, sample, wanted)
+        replies = await in_parallel(JUDGE_CLIENTS, sample, wanted)
         answers: dict[Ask, list[Answer]] = {ask: [] for ask in asks}
         for ask, reply in zip(wanted, replies, strict=True):
             answers[ask].append(reply.answers[0])
@@ -244,7 +244,7 @@ def _rounds(votes: int, stops: Sequence[int]) -> list[int]:
     return [end - start for start, end in pairwise([0, *ends])]
 
 
-async def _in_parallel(width: int, call: Any, items: Sequence[Any]) -> list[Any]:
+async def in_parallel(width: int, call: Any, items: Sequence[Any]) -> list[Any]:
     """Return the results of `call(item)` in the order of the items, at most `width` at a time."""
     gate = asyncio.Semaphore(width)
 

@@ -12,9 +12,10 @@ from attune import halt
 from attune.frozen import Answer, twin
 from attune.types import EVALUATION, Interaction, Kind, Sampling, State, Withdrawal
 from learner import metrics
-from learner.cycle import Cycle, Stopped
+from learner.cycle import Cycle
 from learner.policy import Policy
 from learner.replay import Replay
+from learner.trunk_trainer import Stopped
 from tests.fixtures.world import QUICK, World
 
 
