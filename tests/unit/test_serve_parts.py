@@ -4,17 +4,23 @@ import random
 import stat
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attune.config import Config
 from attune.errors import AdapterError, ConfigError, RequestError, Unavailable
+from attune.terms import Terms
+from attune.types import EVALUATION, LEARNING
 from serve import keys
 from serve.adapter import AdapterSettings, Fingerprint, FingerprintSequence, expected_shapes, judge
 from serve.pending import Pending
 from serve.rerank import choose
+from serve.routes import chat
+from serve.schemas import ChatRequest
 from serve.scorer import rows
 from serve.slot import Policy, Slots
 from serve.tokens import Tokens
@@ -187,3 +193,12 @@ def test_rows_hold_every_answer_once_in_order_and_within_the_limit(prompt: int, 
     for part in parts:
         alone = len(answers[part]) <= 1
         assert alone or prompt + sum(answers[part]) <= limit
+
+
+@pytest.mark.parametrize(("purpose", "kept"), [("answer", "c-1"), ("evaluation", EVALUATION), ("learning", LEARNING)])
+def test_what_an_answer_is_for_is_kept_with_it(purpose: str, kept: str) -> None:
+    body = ChatRequest.model_validate({"messages": [{"role": "user", "content": "hi"}], "purpose": purpose, "conversation_id": "c-1"})
+    state = SimpleNamespace(
+        config=Config(), scorer=SimpleNamespace(terms=Terms()), secrets=SimpleNamespace(pseudonym=lambda user: user)
+    )  # fmt: skip
+    assert chat._ask(body, state, None).conversation_id == kept
