@@ -24,6 +24,9 @@ MAX_ABS = 50.0
 MAX_RMS_CHANGE = 1.0
 """Root mean square of what an adapter adds to a weight matrix; weights themselves lie far below 1."""
 
+CLEAR_MOVE = 2.0
+"""So many times the rounding between engine and learner an update must have changed log-probs, to be told from none by them."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -175,8 +178,8 @@ def judge(fingerprint: Fingerprint, seen: list[list[float]], tolerance_nats: flo
     """Return mean |difference| in nats between the engine's log-probs and the learner's.
 
     Raises `AdapterError` if the engine does not serve the policy that the learner published. A stale or empty adapter answers like
-    the parent: the engine's move away from the parent, projected on the learner's, is then near 0 where it ought to be 1. That is
-    asked only where the two policies differ by clearly more than the rounding between engine and learner.
+    the parent: the engine is then nearer to the parent than to what was published. That is asked only where the two differ by clearly
+    more than the rounding between engine and learner, which is what lies between the engine and the nearer of them.
     """
     ours = np.concatenate([np.asarray(s.logprobs) for s in fingerprint.sequences])
     parent = np.concatenate([np.asarray(s.parent_logprobs) for s in fingerprint.sequences])
@@ -186,11 +189,11 @@ def judge(fingerprint: Fingerprint, seen: list[list[float]], tolerance_nats: flo
     distance = float(np.abs(engine - ours).mean())
     if not np.isfinite(distance) or distance > tolerance_nats:
         raise AdapterError(f"the engine's log-probs are {distance:.3f} nats from the learner's, more than {tolerance_nats}")
-    move = ours - parent
-    length = float(np.linalg.norm(move))
-    rounding = float(np.sqrt(np.mean((engine - ours) ** 2)))
-    if length > 0 and rounding / length < 0.15:
-        share = float((engine - parent) @ move) / length**2
-        if share < 0.5:
-            raise AdapterError(f"the engine answers like the parent version: it shows {share:.0%} of the published change")
+    to_ours, to_parent, moved = _rms(engine - ours), _rms(engine - parent), _rms(ours - parent)
+    if to_parent < to_ours and moved > CLEAR_MOVE * to_parent:
+        raise AdapterError(f"the engine answers like the parent version: {to_parent:.3f} nats from it, {to_ours:.3f} from what was published")
     return distance
+
+
+def _rms(difference: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(difference**2)))

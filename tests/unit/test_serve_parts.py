@@ -172,6 +172,15 @@ def test_fingerprints_tell_the_new_policy_from_its_parent() -> None:
         judge(mark, [[float("nan")] * 120], 0.15)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_change_that_drowns_in_rounding_is_no_sign_of_a_stale_adapter(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    true_parent = -rng.exponential(2.0, 72)
+    true_new = true_parent + rng.normal(0, 0.03, 72)
+    ours, parent, engine = (true + rng.normal(0, 0.04, 72) for true in (true_new, true_parent, true_new))
+    assert judge(fingerprint(ours, parent), [engine.tolist()], 0.15) < 0.1
+
+
 def test_an_idempotency_key_marks_repetitions_only() -> None:
     pending = Pending(limit=2)
     first = pending.event_id("k", "up")
