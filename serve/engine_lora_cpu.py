@@ -19,6 +19,7 @@ RELEASES = ("0.32.",)
 THIN_ROWS = 32
 """Up to so many rows float32 is faster."""
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+"""A and scaled B of every slice of a layer, in float32; none where the adapter leaves the layer alone."""
 _copies: dict[tuple[int, int], Pairs] = {}
 """What `_pairs` made of the adapters in the slots, by layer and slot, until a slot is filled anew."""
 
@@ -59,12 +60,14 @@ def _groups(index_T: torch.Tensor) -> list[tuple[int, torch.Tensor | None]]:
 
 
 def _pairs(lora_a_stacked: Any, lora_b_stacked: Any, slot: int, scale: float) -> Pairs:
-    """Return A and scaled B of every slice of a layer, transposed, in float32 (in x rank, rank x out)."""
+    """Return what an adapter adds to a layer, transposed (in x rank, rank x out)."""
     key = lora_a_stacked[0].data_ptr(), slot
     if key not in _copies:
+        touched = any(bool(b[slot, 0].any()) for b in lora_b_stacked)
         _copies[key] = [
             (a[slot, 0].t().float().contiguous(), b[slot, 0].t().float().mul_(scale).contiguous())
             for a, b in zip(lora_a_stacked, lora_b_stacked, strict=True)
+            if touched
         ]
     return _copies[key]
 
@@ -74,11 +77,14 @@ def _add_lora_linear(
 ) -> None:
     y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
     for slot, rows in self.groups:
+        pairs = _pairs(lora_a_stacked, lora_b_stacked, slot, scale)
+        if not pairs:
+            continue
         x_g = x if rows is None else x.index_select(0, rows)
         y_g = y if rows is None else y.index_select(0, rows)
         if len(x_g) <= THIN_ROWS:
             x_g = x_g.float()
-            y_g += torch.cat([x_g.mm(a).mm(b) for a, b in _pairs(lora_a_stacked, lora_b_stacked, slot, scale)], 1)
+            y_g += torch.cat([x_g.mm(a).mm(b) for a, b in pairs], 1)
         else:
             offset = 0
             for part, size in enumerate(output_slices):
