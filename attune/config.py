@@ -34,7 +34,7 @@ class ModelSection(_Section):
     max_context_tokens: Count = 2048
     lora_rank: Count = 16
     lora_alpha: Count = 32
-    lora_top_layers: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    lora_top_layers: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Share of the layers, from the top, that carry an adapter."""
 
 
@@ -101,7 +101,7 @@ class LearnerSection(_Section):
     """Where serve answers the learner; empty: on this machine, at `serve.port`."""
     threads: Count = 1
     nice: Annotated[int, Field(ge=0, le=19)] = 10
-    policy_lr: Positive = 3e-4
+    policy_lr: Positive = 5e-4
     optimizer_steps: Count = 8
     """Parts that an update's rollouts are split into, an optimizer step each."""
     ppo_epochs: Annotated[int, Field(ge=1, le=4)] = 1

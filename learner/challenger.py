@@ -3,7 +3,7 @@
 Leaves the judgement to `gate` and the registry to `cycle`. Whatever goes wrong, the policy stands again where it stood.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,17 @@ from learner.sft import Example
 MAX_HALVINGS = 3
 MAX_CHECKS = 4
 
+Looks = Mapping[str, evaluate.Seen]
+"""By interaction id, what one policy thinks of its answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Challenger:
-    """A trained candidate: what to publish, its figures, and the weights to go back to if it is refused."""
+    """A trained candidate: what to publish, its figures, what it thinks of answers, and the weights to go back to if it is refused."""
 
     files: dict[str, bytes]
     report: dict[str, Any]
+    seen: Looks
     before: Snapshot
 
 
@@ -38,30 +42,32 @@ def train(
     about: dict[str, Any],
     demonstrations: Sequence[Example] = (),
     between: Callable[[], None] = lambda: None,
+    known: Looks | None = None,
 ) -> Challenger:
     """Return a challenger trained on the rollouts; raises `Diverged`, or what `between` raises, with the policy as it was before.
 
     `live` is the version that the policy is. `held_out` groups are looked at before and after, never trained on; while there are none,
     some of the rollouts stand in. `about` is what the report should say besides. `between` is called every now and then, between two rows.
+    `known` is what this policy was found to think of answers when it was made.
     """
     checks = list(held_out[-MAX_CHECKS:]) or list(rollouts[:2])
     probes = publish.fingerprint_probes(rollouts)
     old = policy.snapshot()
     try:
-        before = evaluate.look(policy, checks, end_token, between)
+        before = evaluate.look(policy, checks, end_token, between, known)
         parent_logprobs = publish.probe_logprobs(policy, probes)
         figures = ppo.update(policy, rollouts, settings, live=live, demonstrations=demonstrations, between=between)
         after, moved = _bounded(policy, checks, end_token, before, old, between)
         report = about | figures | _compared(checks, before, after) | {"step_kl": moved}
-        return Challenger(publish.files(policy, probes, parent_logprobs, report), report, old)
+        return Challenger(publish.files(policy, probes, parent_logprobs, report), report, after, old)
     except BaseException:
         policy.restore(old)
         raise
 
 
 def _bounded(
-    policy: Policy, checks: Sequence[Rollout], end_token: int | None, before: evaluate.Seen, old: Snapshot, between: Callable[[], None]
-) -> tuple[evaluate.Seen, float]:
+    policy: Policy, checks: Sequence[Rollout], end_token: int | None, before: Looks, old: Snapshot, between: Callable[[], None]
+) -> tuple[Looks, float]:
     """Return what the stepped policy thinks, having halved the step until it moved no further than allowed."""
     for _ in range(1 + MAX_HALVINGS):
         after = evaluate.look(policy, checks, end_token, between)
@@ -72,13 +78,6 @@ def _bounded(
     raise Diverged(f"the update moved the policy by {moved:.1f} nats per answer even after halving it {MAX_HALVINGS} times")
 
 
-def _compared(checks: Sequence[Rollout], before: evaluate.Seen, after: evaluate.Seen) -> dict[str, float]:
-    figures: dict[str, float] = {}
-    for name, seen in (("before", before), ("after", after)):
-        figures |= {
-            f"held_out_{name}": evaluate.held_out_reward(checks, seen),
-            f"kl_{name}": evaluate.kl_to_base(checks, seen),
-            f"entropy_{name}": seen.entropy,
-            f"empty_share_{name}": seen.empty_share,
-        }
-    return figures
+def _compared(checks: Sequence[Rollout], before: Looks, after: Looks) -> dict[str, float]:
+    sides = (("before", before), ("after", after))
+    return {f"{name}_{when}": value for when, seen in sides for name, value in evaluate.figures(checks, seen).items()}

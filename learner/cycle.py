@@ -67,6 +67,7 @@ class Cycle:
         self.reward = self.eye.load(0)
         self.stop = stop
         self._live = 0
+        self._known: challenger.Looks = {}
         self._not_before = 0.0
         self._show = show
         self.at = standing.read(registry)
@@ -157,7 +158,7 @@ class Cycle:
                 self.policy.load_state(self._state_file(champion))
         else:
             self.policy.reset()
-        self._live = champion
+        self._live, self._known = champion, {}
 
     def _learn_reward(self) -> bool:
         """Publish a reward version that knows every vote in force; return whether there were enough answers to do so."""
@@ -227,8 +228,8 @@ class Cycle:
         try:
             made = challenger.train(
                 self.policy, rollouts, held_out, settings,
-                live=self._live, end_token=self.tokenizer.eos_token_id, about=about,
-                demonstrations=self._demonstrations() if settings.demonstration_weight else (), between=self._between_rows,
+                live=self._live, end_token=self.tokenizer.eos_token_id, about=about, between=self._between_rows, known=self._known,
+                demonstrations=self._demonstrations() if settings.demonstration_weight else (),
             )  # fmt: skip
             self._decide(made, origin, time.perf_counter() - started)
         except Diverged as error:
@@ -258,7 +259,7 @@ class Cycle:
                 self.policy.restore(made.before)
         if promoted:
             self._state_file(self._live).unlink(missing_ok=True)
-            self._live = version.number
+            self._live, self._known = version.number, made.seen
             self._follow()
         self._show(version)
         outcome = "promoted" if promoted else "rejected"

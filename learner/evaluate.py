@@ -1,7 +1,7 @@
 """How a policy does on served answers without sampling anew: off-policy figures for the gate. Shapes: N answers of one request."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,59 +14,77 @@ MAX_WEIGHT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one policy thinks of some groups of answers."""
+    """What one policy thinks of one group's answers."""
 
-    logprob_N: list[torch.Tensor]
-    """Summed log-probs (nats) of every group's answers."""
-    entropy: float
-    """Nats per token, mean."""
-    empty_share: float = 0.0
-    """Mean probability of ending before the first word."""
+    logprob_N: torch.Tensor
+    """Summed log-probs (nats)."""
+    entropy_P: torch.Tensor
+    """Nats, per token of all answers."""
+    empty: float
+    """Probability of ending before the first word."""
 
 
-def look(policy: Policy, groups: Sequence[Rollout], end_token: int | None = None, between: Callable[[], None] = lambda: None) -> Seen:
-    """Return what a policy thinks of groups of answers, at the temperature they were sampled at.
+def look(
+    policy: Policy,
+    groups: Sequence[Rollout],
+    end_token: int | None = None,
+    between: Callable[[], None] = lambda: None,
+    known: Mapping[str, Seen] | None = None,
+) -> dict[str, Seen]:
+    """Return by interaction id what a policy thinks of groups of answers, at the temperature they were sampled at.
 
     With an `end_token` the empty answer rides along in every row: its probability is exact, and costs one token. `between` is called
-    before each row.
+    before each row. What is `known` of the policy as it stands is not computed again.
     """
-    sums, entropies, empty = [], [], []
+    seen: dict[str, Seen] = {}
     for group in groups:
+        if known and group.interaction_id in known:
+            seen[group.interaction_id] = known[group.interaction_id]
+            continue
         between()
         rides = () if end_token is None else ((end_token,),)
         packed = policy.row(group.prompt, (*group.answers, *rides))
         with torch.no_grad():
             logprob_P, entropy_P = policy.logprobs(packed, group.temperature)
         spans = packed.spans[: len(group.answers)]
-        sums.append(torch.stack([logprob_P[span].sum() for span in spans]))
-        entropies.append(entropy_P[: spans[-1].stop])
-        empty += [math.exp(float(logprob_P[-1]))] if rides else []
-    flat = torch.cat(entropies) if entropies else torch.zeros(1)
-    return Seen(sums, float(flat.mean()), sum(empty) / len(empty) if empty else 0.0)
+        sums = torch.stack([logprob_P[span].sum() for span in spans])
+        seen[group.interaction_id] = Seen(sums, entropy_P[: spans[-1].stop], math.exp(float(logprob_P[-1])) if rides else 0.0)
+    return seen
 
 
-def held_out_reward(groups: Sequence[Rollout], seen: Seen) -> float:
+def figures(groups: Sequence[Rollout], seen: Mapping[str, Seen]) -> dict[str, float]:
+    """Return what the gate asks of a policy: held-out reward, KL to the base, entropy (nats per token), share of empty answers."""
+    looks = [seen[group.interaction_id] for group in groups]
+    return {
+        "held_out": held_out_reward(groups, seen),
+        "kl": kl_to_base(groups, seen),
+        "entropy": float(torch.cat([look.entropy_P for look in looks]).mean()),
+        "empty_share": sum(look.empty for look in looks) / len(looks),
+    }
+
+
+def held_out_reward(groups: Sequence[Rollout], seen: Mapping[str, Seen]) -> float:
     """Return the mean reward that a policy would get on these groups: self-normalised importance sampling within each group."""
     return _expected(groups, seen, [torch.tensor(group.rewards) for group in groups])
 
 
-def kl_to_base(groups: Sequence[Rollout], seen: Seen) -> float:
+def kl_to_base(groups: Sequence[Rollout], seen: Mapping[str, Seen]) -> float:
     """Return a policy's KL to the base on these groups, in nats per answer, by the same sampling."""
     references = [torch.tensor([sum(row) for row in group.reference]) for group in groups]
-    return _expected(groups, seen, [own_N - base_N for own_N, base_N in zip(seen.logprob_N, references, strict=True)])
+    return _expected(groups, seen, [seen[g.interaction_id].logprob_N - base_N for g, base_N in zip(groups, references, strict=True)])
 
 
-def step_kl(groups: Sequence[Rollout], before: Seen, after: Seen) -> float:
+def step_kl(groups: Sequence[Rollout], before: Mapping[str, Seen], after: Mapping[str, Seen]) -> float:
     """Return how far an update moved the policy, in nats per answer: k3 estimate over answers sampled near the earlier policy."""
-    ratios = [(a - b).clamp(-20.0, 20.0) for a, b in zip(after.logprob_N, before.logprob_N, strict=True)]
-    flat = torch.cat(ratios) if ratios else torch.zeros(1)
+    moved = [after[g.interaction_id].logprob_N - before[g.interaction_id].logprob_N for g in groups]
+    flat = torch.cat(moved).clamp(-20.0, 20.0)
     return float((flat.exp() - 1 - flat).clamp_max(100.0).mean())
 
 
-def _expected(groups: Sequence[Rollout], seen: Seen, values: Sequence[torch.Tensor]) -> float:
+def _expected(groups: Sequence[Rollout], seen: Mapping[str, Seen], values: Sequence[torch.Tensor]) -> float:
     means = []
-    for group, logprob_N, value_N in zip(groups, seen.logprob_N, values, strict=True):
+    for group, value_N in zip(groups, values, strict=True):
         behaviour_N = torch.tensor([sum(x for x in row if math.isfinite(x)) for row in group.behaviour])
-        weight_N = (logprob_N - behaviour_N).clamp(-20.0, 20.0).exp().clamp_max(MAX_WEIGHT)
+        weight_N = (seen[group.interaction_id].logprob_N - behaviour_N).clamp(-20.0, 20.0).exp().clamp_max(MAX_WEIGHT)
         means.append(float((weight_N * value_N).sum() / weight_N.sum()))
-    return sum(means) / len(means) if means else 0.0
+    return sum(means) / len(means)

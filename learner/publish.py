@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -17,16 +18,20 @@ Probe = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def fingerprint_probes(groups: Sequence[Rollout]) -> list[Probe]:
-    """Return a few served answers, long enough to tell policies apart, from different requests where there are any."""
-    longest = [(g.prompt, max(g.answers, key=len)) for g in groups]
-    longest.sort(key=lambda probe: -min(len(probe[1]), FINGERPRINT_TOKENS))
-    return [(prompt, answer[:FINGERPRINT_TOKENS]) for prompt, answer in longest[:FINGERPRINT_SEQUENCES]]
+    """Return a few answers to one served request, that with the most tokens to tell policies apart by."""
+    cut = [[(g.prompt, a[:FINGERPRINT_TOKENS]) for a in sorted(g.answers, key=len)[-FINGERPRINT_SEQUENCES:]] for g in groups]
+    return max(cut, key=lambda probes: sum(len(answer) for _, answer in probes))
 
 
 def probe_logprobs(policy: Policy, probes: Sequence[Probe]) -> list[list[float]]:
-    """Return the log-probs (nats, temperature 1) of every probe's answer."""
+    """Return the log-probs (nats, temperature 1) of every probe's answer; neighbours with the same prompt share a pass."""
+    found: list[list[float]] = []
     with torch.no_grad():
-        return [policy.logprobs(policy.row(prompt, [answer]), 1.0)[0].tolist() for prompt, answer in probes]
+        for prompt, same in groupby(probes, key=lambda probe: probe[0]):
+            packed = policy.row(prompt, [answer for _, answer in same])
+            logprob_P, _ = policy.logprobs(packed, 1.0)
+            found += [logprob_P[span].tolist() for span in packed.spans]
+    return found
 
 
 def files(policy: Policy, probes: Sequence[Probe], parent: Sequence[Sequence[float]], report: Mapping[str, Any]) -> dict[str, bytes]:

@@ -191,7 +191,7 @@ def judge(fingerprint: Fingerprint, seen: list[list[float]], tolerance_nats: flo
         raise AdapterError(f"the engine's log-probs are {distance:.3f} nats from the learner's, more than {tolerance_nats}")
     to_ours, to_parent, moved = _rms(engine - ours), _rms(engine - parent), _rms(ours - parent)
     if to_parent < to_ours and moved > CLEAR_MOVE * to_parent:
-        raise AdapterError(f"the engine answers like the parent version: {to_parent:.3f} nats from it, {to_ours:.3f} from what was published")
+        raise AdapterError(f"the engine answers like the parent version: {to_parent:.3f} nats from it, {to_ours:.3f} from the new one")
     return distance
 
 

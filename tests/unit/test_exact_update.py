@@ -149,7 +149,7 @@ def rollouts(policy: Policy) -> list[Rollout]:
 
 @pytest.mark.parametrize("trusted", [False, True])
 def test_an_update_equals_the_formulas_in_every_adapter_tensor(tiny_model: Path, trusted: bool) -> None:
-    policy = Policy(load_base(str(tiny_model), None, torch.float32), ModelSection(), "tiny", SETTINGS.policy_lr, 0)
+    policy = Policy(load_base(str(tiny_model), None, torch.float32), ModelSection(lora_top_layers=1.0), "tiny", SETTINGS.policy_lr, 0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for master in policy.masters:

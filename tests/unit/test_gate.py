@@ -78,12 +78,13 @@ def test_ties_teach_nothing() -> None:
 
 
 def test_held_out_reward_follows_where_the_policy_went() -> None:
-    same = Seen([torch.tensor([-2.0, -2.0])], 1.0)
-    moved = Seen([torch.tensor([-1.0, -4.0])], 1.0)
-    assert held_out_reward([group(1.0, 0.0)], same) == pytest.approx(0.5)
-    assert held_out_reward([group(1.0, 0.0)], moved) == pytest.approx(math.exp(1) / (math.exp(1) + math.exp(-2)))
-    assert kl_to_base([group(1.0, 0.0)], same) == pytest.approx(0.0)
+    one, zero = group(1.0, 0.0), torch.zeros(2)
+    same = {one.interaction_id: Seen(torch.tensor([-2.0, -2.0]), zero, 0.0)}
+    moved = {one.interaction_id: Seen(torch.tensor([-1.0, -4.0]), zero, 0.0)}
+    assert held_out_reward([one], same) == pytest.approx(0.5)
+    assert held_out_reward([one], moved) == pytest.approx(math.exp(1) / (math.exp(1) + math.exp(-2)))
+    assert kl_to_base([one], same) == pytest.approx(0.0)
     expected = (math.exp(1) * 1.0 + math.exp(-2) * -2.0) / (math.exp(1) + math.exp(-2))
-    assert kl_to_base([group(1.0, 0.0)], moved) == pytest.approx(expected)
-    assert step_kl([group(1.0, 0.0)], same, same) == 0.0
-    assert step_kl([group(1.0, 0.0)], same, moved) > 0.5
+    assert kl_to_base([one], moved) == pytest.approx(expected)
+    assert step_kl([one], same, same) == 0.0
+    assert step_kl([one], same, moved) > 0.5

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_an_update_raises_the_rewarded_answer(policy: Policy) -> None:
 
 
 def test_later_steps_are_clipped_around_the_policy_before_the_first(policy: Policy) -> None:
-    policy.learning_rate = 3e-4
+    policy.learning_rate = 1.5e-3
     settings = LearnerSection(optimizer_steps=2, kl_beta=0.0, max_groups_per_update=2)
     report = ppo.update(policy, [rollout(policy, (2.0, -1.0, -1.0)), rollout(policy, (2.0, -1.0, -1.0))], settings)
     assert report["steps"] == 2
@@ -171,9 +172,25 @@ def test_two_networks_share_one_memory(tiny_model: Path) -> None:
 def test_the_probability_of_saying_nothing_is_exact(policy: Policy) -> None:
     with torch.no_grad():
         logits_V = policy.network(torch.tensor([list(PROMPT)])).logits[0, -1] / 0.7
-    seen = evaluate.look(policy, [rollout(policy, (0.0, 0.0, 0.0))], 2)
-    assert seen.empty_share == pytest.approx(float(logits_V.softmax(-1)[2]), rel=1e-4)
-    assert seen.logprob_N[0].tolist() == pytest.approx(evaluate.look(policy, [rollout(policy, (0.0,) * 3)]).logprob_N[0].tolist(), abs=1e-4)
+    group = rollout(policy, (0.0, 0.0, 0.0))
+    (seen,) = evaluate.look(policy, [group], 2).values()
+    (without,) = evaluate.look(policy, [group]).values()
+    assert seen.empty == pytest.approx(float(logits_V.softmax(-1)[2]), rel=1e-4)
+    assert seen.logprob_N.tolist() == pytest.approx(without.logprob_N.tolist(), abs=1e-4)
+
+
+def test_what_was_looked_at_is_not_looked_at_again(policy: Policy) -> None:
+    policy.learning_rate = 1e-4
+    group, passes = rollout(policy, (2.0, -1.0, -1.0)), []
+    settings = LearnerSection(optimizer_steps=1, kl_beta=0.0)
+    about: dict[str, Any] = {"live": 0, "end_token": 2, "about": {}, "between": lambda: passes.append(1)}
+    made = challenger.train(policy, [group], [group], settings, **about)
+    assert len(passes) == 3  # before, the row, after
+    anew = challenger.train(policy, [group], [group], settings, known=made.seen, **about)
+    assert len(passes) == 3 + 2
+    assert {k: v for k, v in anew.report.items() if k.endswith("_before")} == pytest.approx(
+        {k.replace("_after", "_before"): v for k, v in made.report.items() if k.endswith("_after")}
+    )
 
 
 def test_the_hinge_pulls_a_strayed_answer_back(policy: Policy) -> None:
