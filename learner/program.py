@@ -1,6 +1,7 @@
 """Puts the learner together: configuration, store, registry, one base model shared by policy and features, then the cycle."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         config = configuration.load(arguments.config)
-        os.nice(config.learner.nice)
+        step_back(config.learner.nice)
         torch.set_num_threads(config.learner.threads)
         if config.learner.metrics_port:
             start_http_server(config.learner.metrics_port, "127.0.0.1")
@@ -46,6 +47,18 @@ def main(argv: list[str] | None = None) -> int:
         print(f"attune learner: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def step_back(nice: int) -> None:
+    """Let everybody else on this machine compute first.
+
+    Where the kernel groups processes by session (sched(7), autogroups), a nice value counts only within a session, so ours is told too,
+    if it is ours alone.
+    """
+    os.nice(nice)
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):  # another kernel
+            Path("/proc/self/autogroup").write_text(str(nice), encoding="ascii")
 
 
 def make_cycle(config: Config, stop: threading.Event) -> Cycle:

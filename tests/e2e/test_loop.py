@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -86,6 +87,14 @@ def test_three_programs_are_running(running: Running) -> None:
     assert len(pids) == 3
     for pid in pids:
         os.kill(pid, 0)
+
+
+def test_the_learner_lets_everybody_else_compute_first(running: Running) -> None:
+    pid = running.pid("learner")
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+    group = Path(f"/proc/{pid}/autogroup")
+    if group.exists():  # or the kernel would weigh whole sessions against each other, whatever their processes say
+        assert group.read_text().split()[-1] == "19"
 
 
 def test_the_openai_client_works_plain(client: openai.OpenAI) -> None:
