@@ -1,8 +1,9 @@
-"""A policy update's cost against TRL's trainers: the same recorded rollouts, LoRA r16 on all linear layers, one thread, CPU seconds.
+"""A policy update's cost against TRL's trainers: the same recorded rollouts, LoRA r16, one thread, CPU seconds.
 
 `python -m benchmarks.ppo [--quick]` on a model of 15M random weights, then on the demo model (`--quick` leaves that out). A peer is tried
 in fp32 and bf16 and with several batch sizes; its best counts. Generation and reward passes are left out for all; TRL's PPO makes its
-reference pass, and so does ours where it says "same algorithm" (serving has made it already where it says "default").
+reference pass, and so does ours where it says "same algorithm"; there all linear layers carry an adapter. By "default" ours has adapters
+on the upper half of the layers, and serving has made the reference pass already.
 """
 
 import argparse

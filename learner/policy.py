@@ -17,6 +17,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save, save_file
 
 from attune.config import ModelSection
+from attune.errors import ConfigError
 from attune.frozen import HEAD_ROWS
 from attune.packing import Packed, pack
 from learner.critic import Critic
@@ -143,8 +144,18 @@ class Policy:
         }
 
     def load_adapter(self, folder: Path) -> None:
-        """Take the weights of a published version; what the optimizer knew is forgotten."""
-        set_peft_model_state_dict(self.network, load_file(folder / "adapter_model.safetensors"))
+        """Take the weights of a published version; what the optimizer knew is forgotten.
+
+        Raises `ConfigError` where its layers or its rank are not ours: PEFT would take what fits and say nothing of the rest.
+        """
+        found = load_file(folder / "adapter_model.safetensors")
+        ours = get_peft_model_state_dict(self.network, save_embedding_layers=False)
+        if {name: tensor.shape for name, tensor in found.items()} != {name: tensor.shape for name, tensor in ours.items()}:
+            raise ConfigError(
+                f"the adapter in {folder} lies on other layers or has another rank than the configuration says: "
+                "set model.lora_top_layers and model.lora_rank as they were when it was made, or start with a new home folder"
+            )
+        set_peft_model_state_dict(self.network, found)
         self._pull()
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""Our PPO on recorded rollouts: `ppo_ours.py FOLDER same|default REPEATS`. `same`: TRL PPO's epochs, steps, and its reference pass."""
+"""Our PPO on recorded rollouts: `ppo_ours.py FOLDER same|default REPEATS`. `same`: TRL PPO's layers, epochs, steps, and reference pass."""
 
 import json
 import resource
@@ -32,7 +32,7 @@ rollouts = [
 ]
 network = load_base(str(folder / "model"), None)
 base = FrozenBase(twin(network))
-policy = Policy(network, ModelSection(), "bench", 1e-5, 0)
+policy = Policy(network, ModelSection(lora_top_layers=1.0) if mode == "same" else ModelSection(), "bench", 1e-5, 0)
 steps, epochs = (1, 4) if mode == "same" else (4, 1)
 settings = LearnerSection(optimizer_steps=steps, ppo_epochs=epochs, policy_lr=1e-5)
 cpu, wall = [], []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attune.config import LearnerSection, ModelSection
-from attune.errors import Diverged
+from attune.errors import ConfigError, Diverged
 from attune.frozen import Answer, FrozenBase, load_base, twin
 from learner import challenger, evaluate, ppo
 from learner.advantages import leave_one_out, scale
@@ -225,6 +225,9 @@ def test_a_published_adapter_loads_as_it_was(policy: Policy, tiny_model: Path, t
     again.reset()
     fresh = Policy(load_base(str(tiny_model), None, torch.float32), ModelSection(), "tiny", 1e-2, 0)
     assert total(again, 0) == pytest.approx(total(fresh, 0), abs=1e-5)
+    for other in (ModelSection(lora_top_layers=1.0), ModelSection(lora_rank=8)):
+        with pytest.raises(ConfigError, match="lora_top_layers"):
+            Policy(load_base(str(tiny_model), None, torch.float32), other, "tiny", 1e-2, 0).load_adapter(tmp_path)
 
 
 def test_half_a_step_back(policy: Policy) -> None:
