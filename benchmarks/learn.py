@@ -2,8 +2,8 @@
 
 `python -m benchmarks.learn [--parts tastes pace kinds offline long] [--tastes short ...] [--seeds 3] [--votes 300] [--runs FOLDER]`
 
-Each run is a fresh deployment (`attune up`) and a session of `attune simulate` with 10% flipped votes, a request every 1.5 s but in
-`pace` (every 2) and `long` (at once). `--runs` keeps every run's result in a folder and does not repeat what lies there: a measurement
+Each run is a fresh deployment (`attune up`) and a session of `attune simulate` with 10% flipped votes, a request every two seconds but in
+`long` (at once). `--runs` keeps every run's result in a folder and does not repeat what lies there: a measurement
 of hours can be taken up again. `offline` holds one taste against votes on the base's answers alone; `long` is 2,000 votes on one taste,
 with the guards and without pessimism and KL.
 """
@@ -23,7 +23,7 @@ from benchmarks.deployment import Deployment
 
 TASTE_NAMES = ("correct-and-direct", "friendly", "plain", "short")
 PROMPTS, SAMPLES, CHECKPOINTS = 60, 2, [50, 100, 200]
-VOTE_EVERY_S, KIND_VOTES = 1.5, 100
+KIND_VOTES = 100
 OFFLINE_TASTE, LONG_TASTE, LONG_VOTES, LONG_EVERY = "friendly", "short", 2000, 250
 UNGUARDED = {"LEARNER__PESSIMISM": 0, "SERVE__PESSIMISM": 0, "LEARNER__KL_BETA": 0, "LEARNER__KL_HINGE": 0, "LEARNER__KL_LIMIT_NATS": 1000}
 
@@ -47,7 +47,7 @@ def main() -> int:
         figures |= pace.figures(runs.made("pace", pace.run))
     if "kinds" in arguments.parts:
         for kind in sorted(KINDS):
-            run = runs.kept(f"kind-{kind}", taste="short", votes=KIND_VOTES, every_s=VOTE_EVERY_S, kinds=[kind])
+            run = runs.kept(f"kind-{kind}", taste="short", votes=KIND_VOTES, every_s=pace.EVERY_S, kinds=[kind])
             figures[f"kind_{kind}_preference"] = learned.final(run)["preference"]
     if "offline" in arguments.parts:
         figures |= learned.against_offline(OFFLINE_TASTE, runs.of_taste(OFFLINE_TASTE), runs.of_taste(OFFLINE_TASTE, votes_on="base"))
@@ -67,7 +67,7 @@ class Runs:
     def of_taste(self, taste: str, votes_on: str = "live") -> list[dict[str, Any]]:
         """Return the runs of a taste, one per seed."""
         name = f"{taste}-{self.votes}" if votes_on == "live" else f"{taste}-{self.votes}-{votes_on}"
-        options = {"taste": taste, "votes": self.votes, "every_s": VOTE_EVERY_S, "votes_on": votes_on}
+        options = {"taste": taste, "votes": self.votes, "every_s": pace.EVERY_S, "votes_on": votes_on}
         judged = {"judge_at": CHECKPOINTS, "judge_off_task": True}
         return [self.kept(f"{name}-{seed}", seed=seed, **options, **judged) for seed in range(self.seeds)]
 

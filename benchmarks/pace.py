@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.deployment import Deployment
 
 VOTES, EVERY_S, TURN_S = 60, 2.0, 20.0
-COST_VOTES = 90
+COST_VOTES = 180
 
 
 def run() -> dict[str, Any]:
