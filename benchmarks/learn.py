@@ -3,9 +3,9 @@
 `python -m benchmarks.learn [--parts tastes pace kinds offline long] [--tastes short ...] [--seeds 3] [--votes 300] [--runs FOLDER]`
 
 Each run is a fresh deployment (`attune up`) and a session of `attune simulate` with 10% flipped votes, a request every two seconds but in
-`long` (at once). `--runs` keeps every run's result in a folder and does not repeat what lies there: a measurement
-of hours can be taken up again. `offline` holds one taste against votes on the base's answers alone; `long` is 2,000 votes on one taste,
-with the guards and without pessimism and KL.
+`long` (at once). `--runs` keeps every run's result in a folder and does not repeat what lies there: a measurement of hours can be taken
+up again. `offline` holds one taste against votes on the base's answers alone; `long` is 2,000 votes on one taste, with the guards and
+without pessimism and KL.
 """
 
 import argparse
