@@ -101,7 +101,7 @@ class LearnerSection(_Section):
     """Where serve answers the learner; empty: on this machine, at `serve.port`."""
     threads: Count = 1
     nice: Annotated[int, Field(ge=0, le=19)] = 10
-    """How far the learner stands back where processors are short (see nice(1)): at 10 it has a tenth of serve's weight, at 19 a seventieth."""
+    """How far the learner stands back where processors are short (see nice(1)): at 10 it has a tenth of serve's weight."""
     policy_lr: Positive = 5e-4
     optimizer_steps: Count = 8
     """Parts that an update's rollouts are split into, an optimizer step each."""
