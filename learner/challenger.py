@@ -15,7 +15,7 @@ from learner.rollout import Rollout
 from learner.sft import Example
 
 MAX_HALVINGS = 3
-MAX_CHECKS = 4
+MAX_CHECKS = 2
 
 Looks = Mapping[str, evaluate.Seen]
 """By interaction id, what one policy thinks of its answers."""
