@@ -51,7 +51,7 @@ class ServeSection(_Section):
     max_concurrent_requests: Count = 64
     request_timeout_s: Positive = 300.0
     """A chat request that is not answered by then is given up with 504."""
-    pessimism: Annotated[float, Field(ge=0.0)] = 0.5
+    pessimism: Annotated[float, Field(ge=0.0)] = 1.0
     """Standard deviations of utility taken off the mean when candidates are ranked."""
     token_lifetime_s: Positive = 7 * 24 * 3600.0
     fingerprint_tolerance_nats: Positive = 0.15

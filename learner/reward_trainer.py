@@ -34,6 +34,8 @@ PROBES: Mapping[str, tuple[float, float, float, float]] = {
     "scalars": (0.05, 0.05, 0.05, 3.0),
 }
 """Prior variance of the utility that comes from: embeddings, mean of the deep layer, its last token, the scalars."""
+FAVOUR_NATS: Mapping[str, float] = {"ending": 2.0, "all": 1.0}
+"""Evidence that a probe has before the first vote: on few votes the deep layer's last token ranks best, whatever the taste."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def fit(
     batch = make_batch(judged.signals, judged.rows, judged.edits)
     generator = torch.Generator().manual_seed(seed)
     fits = _fits(batch, z_MD, start_M, generator, probes)
-    share = torch.softmax(torch.tensor([f.log_evidence for f in fits.values()]), 0)
+    share = torch.softmax(torch.tensor([f.log_evidence + FAVOUR_NATS.get(name, 0.0) for name, f in fits.items()]), 0)
     mean_D = sum(float(s) * f.weights_D for s, f in zip(share, fits.values(), strict=True))
     origin = torch.multinomial(share, NUM_PARTICLES, replacement=True, generator=generator)
     every = list(fits.values())
