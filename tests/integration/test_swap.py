@@ -167,8 +167,9 @@ def test_rolling_back_serves_the_version_before(bench: Bench) -> None:
 
 
 def rewards(width: int, **changes: np.ndarray) -> RewardModel:
-    rng = np.random.default_rng(0)
-    parts = {"center_D": np.zeros(width), "scale_D": np.ones(width), "mean_D": rng.normal(size=width), "particles_KD": np.zeros((2, width))}
+    """Return a random model whose particles agree with half of its mean: with zeros, one spread taken off would leave nothing."""
+    mean_D = np.random.default_rng(0).normal(size=width)
+    parts = {"center_D": np.zeros(width), "scale_D": np.ones(width), "mean_D": mean_D, "particles_KD": np.tile(mean_D / 2, (2, 1))}
     arrays = {name: array.astype(np.float32) for name, array in (parts | changes).items()}
     return RewardModel(1, **arrays, anchors=Anchors())
 
