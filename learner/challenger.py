@@ -3,22 +3,20 @@
 Leaves the judgement to `gate` and the registry to `cycle`. Whatever goes wrong, the policy stands again where it stood.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from attune.config import LearnerSection
 from attune.errors import Diverged
 from learner import evaluate, ppo, publish
+from learner.evaluate import Looks
 from learner.policy import Policy, Snapshot
 from learner.rollout import Rollout
 from learner.sft import Example
 
 MAX_HALVINGS = 3
 MAX_CHECKS = 2
-
-Looks = Mapping[str, evaluate.Seen]
-"""By interaction id, what one policy thinks of its answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ def train(
     some of the rollouts stand in. `about` is what the report should say besides. `between` is called every now and then, between two rows.
     `known` is what this policy was found to think of answers when it was made.
     """
-    checks = list(held_out[-MAX_CHECKS:]) or list(rollouts[:2])
+    checks = list(held_out[-MAX_CHECKS:]) or list(rollouts[:MAX_CHECKS])
     probes = publish.fingerprint_probes(rollouts)
     old = policy.snapshot()
     try:

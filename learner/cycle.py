@@ -24,6 +24,7 @@ from feedback.store import Store
 from learner import challenger, gate, metrics, reward_trainer, standing
 from learner.challenger import Challenger
 from learner.data import Journal
+from learner.evaluate import Looks
 from learner.eye import Eye
 from learner.policy import Policy
 from learner.prequential import Prequential
@@ -67,7 +68,7 @@ class Cycle:
         self.reward = self.eye.load(0)
         self.stop = stop
         self._live = 0
-        self._known: challenger.Looks = {}
+        self._known: Looks = {}
         self._not_before = 0.0
         self._show = show
         self.at = standing.read(registry)

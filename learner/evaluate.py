@@ -24,13 +24,17 @@ class Seen:
     """Probability of ending before the first word."""
 
 
+Looks = Mapping[str, Seen]
+"""What one policy thinks of groups of answers, by interaction id."""
+
+
 def look(
     policy: Policy,
     groups: Sequence[Rollout],
     end_token: int | None = None,
     between: Callable[[], None] = lambda: None,
-    known: Mapping[str, Seen] | None = None,
-) -> dict[str, Seen]:
+    known: Looks | None = None,
+) -> Looks:
     """Return by interaction id what a policy thinks of groups of answers, at the temperature they were sampled at.
 
     With an `end_token` the empty answer rides along in every row: its probability is exact, and costs one token. `between` is called
@@ -52,7 +56,7 @@ def look(
     return seen
 
 
-def figures(groups: Sequence[Rollout], seen: Mapping[str, Seen]) -> dict[str, float]:
+def figures(groups: Sequence[Rollout], seen: Looks) -> dict[str, float]:
     """Return what the gate asks of a policy: held-out reward, KL to the base, entropy (nats per token), share of empty answers."""
     looks = [seen[group.interaction_id] for group in groups]
     return {
@@ -63,25 +67,25 @@ def figures(groups: Sequence[Rollout], seen: Mapping[str, Seen]) -> dict[str, fl
     }
 
 
-def held_out_reward(groups: Sequence[Rollout], seen: Mapping[str, Seen]) -> float:
+def held_out_reward(groups: Sequence[Rollout], seen: Looks) -> float:
     """Return the mean reward that a policy would get on these groups: self-normalised importance sampling within each group."""
     return _expected(groups, seen, [torch.tensor(group.rewards) for group in groups])
 
 
-def kl_to_base(groups: Sequence[Rollout], seen: Mapping[str, Seen]) -> float:
+def kl_to_base(groups: Sequence[Rollout], seen: Looks) -> float:
     """Return a policy's KL to the base on these groups, in nats per answer, by the same sampling."""
     references = [torch.tensor([sum(row) for row in group.reference]) for group in groups]
     return _expected(groups, seen, [seen[g.interaction_id].logprob_N - base_N for g, base_N in zip(groups, references, strict=True)])
 
 
-def step_kl(groups: Sequence[Rollout], before: Mapping[str, Seen], after: Mapping[str, Seen]) -> float:
+def step_kl(groups: Sequence[Rollout], before: Looks, after: Looks) -> float:
     """Return how far an update moved the policy, in nats per answer: k3 estimate over answers sampled near the earlier policy."""
     moved = [after[g.interaction_id].logprob_N - before[g.interaction_id].logprob_N for g in groups]
     flat = torch.cat(moved).clamp(-20.0, 20.0)
     return float((flat.exp() - 1 - flat).clamp_max(100.0).mean())
 
 
-def _expected(groups: Sequence[Rollout], seen: Mapping[str, Seen], values: Sequence[torch.Tensor]) -> float:
+def _expected(groups: Sequence[Rollout], seen: Looks, values: Sequence[torch.Tensor]) -> float:
     means = []
     for group, value_N in zip(groups, values, strict=True):
         behaviour_N = torch.tensor([sum(x for x in row if math.isfinite(x)) for row in group.behaviour])

@@ -135,8 +135,7 @@ class Policy:
 
     def adapter_files(self) -> dict[str, bytes]:
         """Return PEFT's two files for the present weights, in bf16."""
-        tensors = get_peft_model_state_dict(self.network, save_embedding_layers=False)  # "auto" would ask the hub
-        state = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
+        state = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in self._tensors().items()}
         settings = {k: sorted(v) if isinstance(v, set) else v for k, v in self.settings.to_dict().items()}
         return {
             "adapter_model.safetensors": save(state),
@@ -149,8 +148,7 @@ class Policy:
         Raises `ConfigError` where its layers or its rank are not ours: PEFT would take what fits and say nothing of the rest.
         """
         found = load_file(folder / "adapter_model.safetensors")
-        ours = get_peft_model_state_dict(self.network, save_embedding_layers=False)
-        if {name: tensor.shape for name, tensor in found.items()} != {name: tensor.shape for name, tensor in ours.items()}:
+        if {name: tensor.shape for name, tensor in found.items()} != {name: tensor.shape for name, tensor in self._tensors().items()}:
             raise ConfigError(
                 f"the adapter in {folder} lies on other layers or has another rank than the configuration says: "
                 "set model.lora_top_layers and model.lora_rank as they were when it was made, or start with a new home folder"
@@ -188,6 +186,10 @@ class Policy:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": found})
         self.critic.take({name.removeprefix("critic."): tensor for name, tensor in tensors.items() if name.startswith("critic.")})
         self._push()
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Return the adapter's tensors under PEFT's names."""
+        return dict(get_peft_model_state_dict(self.network, save_embedding_layers=False))  # "auto" would ask the hub
 
     def _push(self) -> None:
         with torch.no_grad():

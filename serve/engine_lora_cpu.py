@@ -64,11 +64,8 @@ def _pairs(lora_a_stacked: Any, lora_b_stacked: Any, slot: int, scale: float) ->
     key = lora_a_stacked[0].data_ptr(), slot
     if key not in _copies:
         touched = any(bool(b[slot, 0].any()) for b in lora_b_stacked)
-        _copies[key] = [
-            (a[slot, 0].t().float().contiguous(), b[slot, 0].t().float().mul_(scale).contiguous())
-            for a, b in zip(lora_a_stacked, lora_b_stacked, strict=True)
-            if touched
-        ]
+        slices = zip(lora_a_stacked, lora_b_stacked, strict=True) if touched else ()
+        _copies[key] = [(a[slot, 0].t().float().contiguous(), b[slot, 0].t().float().mul_(scale).contiguous()) for a, b in slices]
     return _copies[key]
 
 

@@ -82,6 +82,17 @@ def test_an_edit_is_preferred_to_what_it_mends() -> None:
     assert utility[-1] > utility[2]
 
 
+def test_a_vote_that_says_nothing_leaves_the_favourite_probes_in_front() -> None:
+    features, _, rows = world()
+    features[1] = features[0]
+    vote = Preference("f0", "i0", (0, 1), False, 1.0, Kind.COMPARISON, None)
+    _, report = fit(Judged(features[:2], {at: n for at, n in rows.items() if n < 2}, {}, [vote]), typical(features), 0.5, 0)
+    others = 3 + math.e + math.e**2
+    assert [report[f"probe_{name}"] for name in ("ending", "all", "words")] == pytest.approx(
+        [math.e**2 / others, math.e / others, 1 / others], abs=0.01
+    )
+
+
 def test_the_fit_is_the_same_for_the_same_seed() -> None:
     features, truth, rows = world()
     judged = Judged(features, rows, {}, votes("thumb", truth, 30))
