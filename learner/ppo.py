@@ -80,7 +80,7 @@ def update(
             break
         shown, divisor = demonstrations[number % steps :: steps], scale(sums.deviation)
         _demonstrate(policy, shown, settings.demonstration_weight * divisor)
-        told = 1.0 if shown else sums.deviation / divisor
+        told = min(1.0, sums.deviation / divisor + settings.demonstration_weight * bool(shown))
         norms.append(policy.step(settings.grad_clip, 1.0 / divisor, share * told))
         if not math.isfinite(norms[-1]):
             raise Diverged("the gradient is not finite")

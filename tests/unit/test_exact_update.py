@@ -88,8 +88,8 @@ class Straight:
                             loss = loss - keep * weight * gain
                     advantages += fixed[i]
                 flat = torch.cat(advantages)
-                loss = loss / len(flat) / max(0.3, float(flat.std(unbiased=False)))
-                self.adam(loss, SETTINGS.policy_lr)
+                deviation = float(flat.std(unbiased=False))
+                self.adam(loss / len(flat) / max(1.0, deviation), SETTINGS.policy_lr * min(1.0, deviation))
 
     def advantages(self, rollout: Rollout, prox: list[torch.Tensor], values: list[torch.Tensor]) -> list[torch.Tensor]:
         shaped = []

@@ -66,9 +66,7 @@ def pays_without_limit(model: RewardModel) -> RewardModel:
 def shrinking(seed: int, held: bool, nothing_is_worst: bool, gated: bool = False, wired: bool = False, days: int = 16) -> tuple[Day, ...]:
     """Return a loop in which people vote for two days, on answers too long for them, so that to the model shorter is always better."""
     silence = "" if nothing_is_worst else "..."
-    town = Town(
-        far_from_three_to_twelve, length_in_a_straight_line, RAMBLING_T, seed=seed, learning_rate=0.15, requests=16, silence=silence
-    )
+    town = Town(far_from_three_to_twelve, length_in_a_straight_line, RAMBLING_T, seed=seed, learning_rate=0.3, requests=16, silence=silence)
     past: list[Day] = []
     while len(past) < days and not (wired and town.wires()):
         met = town.traffic()
@@ -222,7 +220,7 @@ def one_word_shows(answer: Answer, vector: Vector) -> None:
 @cache
 def narrowing(gated: bool = False, wired: bool = False, days: int = 18) -> tuple[Variety, ...]:
     """Return a loop in which one word is right, whatever the question: two words an answer, so that no KL budget is in the way."""
-    town = Town(one_word, one_word_shows, always(2), word_V=-torch.arange(1.0, WORDS + 1).log(), learning_rate=0.4)
+    town = Town(one_word, one_word_shows, always(2), word_V=-torch.arange(1.0, WORDS + 1).log(), learning_rate=0.8)
     past: list[Variety] = []
     while len(past) < days and not (wired and town.wires()):
         met = town.traffic()
@@ -264,5 +262,5 @@ def wandering(seed: int, days: int = 16) -> float:
 def test_rewards_that_nearly_tie_move_the_policy_little(monkeypatch: pytest.MonkeyPatch) -> None:
     steady = wandering(0)
     monkeypatch.setattr(advantages, "SCALE_FLOOR", 1e-9)
-    assert steady < 0.05
+    assert steady < 0.01
     assert wandering(0) > 0.3

@@ -104,7 +104,7 @@ def test_the_key_is_made_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
     assert key.startswith("sk-attune-")
     assert first.accepts(key)
     assert not first.accepts(key[:-1])
-    assert key.rsplit("-", 1)[1] not in (tmp_path / "secrets.json").read_text()
+    assert key.removeprefix("sk-attune-") not in (tmp_path / "secrets.json").read_text()
     for name in ("api-key", "secrets.json"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
     (tmp_path / "secrets.json").write_text("{")
