@@ -58,7 +58,8 @@ def update(
     The batch is split into `optimizer_steps` parts, and later parts are clipped around the policy as it was before the first step. For
     answers of the `live` version, which this policy is, the sampler's own log-probs say what that was; for others it costs a forward
     pass. A smaller update takes smaller steps, and so does one whose rewards nearly tie, since Adam's do not shrink with the evidence.
-    `demonstrations` are spread over the parts. `between` is called between rows, and whatever it raises ends the update.
+    `demonstrations` are spread over the parts, and make a step larger by no more than their weight. `between` is called between rows, and
+    whatever it raises ends the update.
     """
     steps = min(settings.optimizer_steps, len(rollouts))
     parts = [range(part, len(rollouts), steps) for part in range(steps)]

@@ -78,14 +78,17 @@ def test_messages_are_rendered_with_the_models_template(tiny_model: Path) -> Non
     assert text == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_edits_ride_along_in_a_policy_update(tiny_model: Path) -> None:
+@pytest.mark.parametrize("weight", [1.0, 0.05])
+def test_edits_ride_along_in_a_policy_update_as_far_as_they_weigh(tiny_model: Path, weight: float) -> None:
     policy = Policy(load_base(str(tiny_model), None, torch.float32), ModelSection(), "tiny", 1e-3, 0)
     edit = Example(tuple(range(10, 20)), tuple(range(30, 40)))
     answers = (tuple(range(40, 50)), tuple(range(60, 70)))
-    settings = LearnerSection(optimizer_steps=1, kl_beta=0.0, demonstration_weight=1.0)
-    before = sft.held_out_nll(policy, [edit])
+    settings = LearnerSection(optimizer_steps=1, max_groups_per_update=1, kl_beta=0.0, demonstration_weight=weight)
+    before, masters = sft.held_out_nll(policy, [edit]), policy.snapshot().masters
     with torch.no_grad():
         behaviour = tuple(tuple(policy.logprobs(policy.row(edit.prompt, [a]), 1.0)[0].tolist()) for a in answers)
     rollout = Rollout("i", edit.prompt, answers, behaviour, behaviour, (0.0, 0.0), 1.0, 0)
     ppo.update(policy, [rollout], settings, demonstrations=[edit])
-    assert sft.held_out_nll(policy, [edit]) < before - 0.01
+    furthest = max(float((new - old).detach().abs().max()) for new, old in zip(policy.masters, masters, strict=True))
+    assert furthest == pytest.approx(weight * 1e-3, rel=0.01)  # Adam's first step is the learning rate
+    assert sft.held_out_nll(policy, [edit]) < before - 0.01 * weight
