@@ -102,7 +102,7 @@ class LearnerSection(_Section):
     threads: Count = 1
     nice: Annotated[int, Field(ge=0, le=19)] = 10
     """How far the learner stands back where processors are short (see nice(1)): at 10 it has a tenth of serve's weight."""
-    policy_lr: Positive = 1.4e-3
+    policy_lr: Positive = 7e-4
     optimizer_steps: Count = 8
     """Parts that an update's rollouts are split into, an optimizer step each."""
     ppo_epochs: Annotated[int, Field(ge=1, le=4)] = 1

@@ -34,7 +34,7 @@ def main() -> int:
     parts = ["tastes", "pace", "kinds", "offline", "long"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--tastes", nargs="+", choices=sorted(TASTES), default=TASTE_NAMES)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, choices=range(1, 11), metavar="COUNT", default=3)
     parser.add_argument("--votes", type=int, default=300)
     parser.add_argument("--runs", type=Path, default=None)
     arguments = parser.parse_args()

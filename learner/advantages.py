@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-SCALE_FLOOR = 1.0
+SCALE_FLOOR = 0.6
 """Anchor standard deviations: what rewards differ by while there is much to learn. Towards the end they differ by a fifth of that."""
 
 

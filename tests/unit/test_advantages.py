@@ -50,7 +50,7 @@ def test_the_critics_values_are_of_what_the_baseline_leaves() -> None:
 
 def test_the_scale_does_not_blow_up_noise() -> None:
     assert scale(2.0) == 2.0
-    assert scale(0.001) == 1.0
+    assert scale(0.001) == 0.6
 
 
 def test_kl_and_terminal_reward_sum_up_within_the_budget() -> None:

@@ -89,7 +89,8 @@ class Straight:
                     advantages += fixed[i]
                 flat = torch.cat(advantages)
                 deviation = float(flat.std(unbiased=False))
-                self.adam(loss / len(flat) / max(1.0, deviation), SETTINGS.policy_lr * min(1.0, deviation))
+                divisor = max(0.6, deviation)
+                self.adam(loss / len(flat) / divisor, SETTINGS.policy_lr * deviation / divisor)
 
     def advantages(self, rollout: Rollout, prox: list[torch.Tensor], values: list[torch.Tensor]) -> list[torch.Tensor]:
         shaped = []
