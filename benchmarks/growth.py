@@ -53,8 +53,8 @@ def measure(model: Path, home: Path, size: int) -> tuple[float, float]:
     for start in range(0, size, 500):
         store.write(people.votes(min(500, size - start)))
     policy = Policy(network, config.model, config.model_identity, config.learner.policy_lr, 0)
-    started = time.perf_counter()
-    cycle = Cycle(config, store, Registry(config.registry_folder), base, policy, AutoTokenizer.from_pretrained(model), threading.Event())
+    stop, started = threading.Event(), time.perf_counter()
+    cycle = Cycle(config, store, Registry(config.registry_folder), base, policy, AutoTokenizer.from_pretrained(model), stop)
     cycle.once()
     start_s = time.perf_counter() - started
     times = []
@@ -63,6 +63,8 @@ def measure(model: Path, home: Path, size: int) -> tuple[float, float]:
         started = time.perf_counter()
         cycle.once()
         times.append(time.perf_counter() - started)
+    stop.set()
+    cycle.refit.wait()  # or the trunk that it began would take its time from the next learner's
     store.close()
     return start_s, statistics.median(times)
 

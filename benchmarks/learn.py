@@ -3,9 +3,9 @@
 `python -m benchmarks.learn [--parts tastes pace kinds offline long] [--tastes short ...] [--seeds 3] [--votes 300] [--runs FOLDER]`
 
 Each run is a fresh deployment (`attune up`) and a session of `attune simulate` with 10% flipped votes, a request every two seconds but in
-`long` (at once). `--runs` keeps every run's result in a folder and does not repeat what lies there: a measurement of hours can be taken
-up again. `offline` holds one taste against votes on the base's answers alone; `long` is 2,000 votes on one taste, with the guards and
-without pessimism and KL.
+`long` (at once). `--runs` keeps every run's result in a folder, with the machine it was made on, and does not repeat what lies there: a
+measurement of hours can be taken up again. `offline` holds one taste against votes on the base's answers alone; `long` is 2,000 votes on
+one taste, with the guards and without pessimism and KL.
 """
 
 import argparse
@@ -78,7 +78,11 @@ class Runs:
         def session() -> dict[str, Any]:
             with Deployment(**{"LEARNER__SEED": seed, "SERVE__SEED": seed} | (settings or {})) as deployment:
                 result = deployment.simulate(seed=seed, **given)
-                result |= {"policies": deployment.reports("policy"), "rewards": deployment.reports("reward"), "halted": deployment.halted()}
+                result |= {
+                    "policies": deployment.reports("policy"),
+                    "rewards": deployment.reports("reward")[-1:],
+                    "halted": deployment.halted(),
+                }
                 shutil.copy(deployment.home / "simulate" / "run" / "answers.jsonl", self.folder / f"{name}.answers.jsonl")
             return result
 
@@ -88,7 +92,7 @@ class Runs:
         """Return what `make` returned, from its file if it was made before."""
         file = self.folder / f"{name}.json"
         if not file.exists():
-            file.write_text(json.dumps(make()))
+            file.write_text(json.dumps({"machine": common.machine()} | make()))
         found: dict[str, Any] = json.loads(file.read_text())
         return found
 

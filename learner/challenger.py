@@ -17,6 +17,7 @@ from learner.sft import Example
 
 MAX_HALVINGS = 3
 MAX_CHECKS = 2
+"""Groups that a challenger is compared on with the champion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,12 @@ def train(
 ) -> Challenger:
     """Return a challenger trained on the rollouts; raises `Diverged`, or what `between` raises, with the policy as it was before.
 
-    `live` is the version that the policy is. `held_out` groups are looked at before and after, never trained on; while there are none,
-    some of the rollouts stand in. `about` is what the report should say besides. `between` is called every now and then, between two rows.
-    `known` is what this policy was found to think of answers when it was made.
+    `live` is the version that the policy is. The newest `held_out` groups are looked at before and after, never trained on; while they are
+    fewer than `MAX_CHECKS`, rollouts stand in for the rest: one group alone says too little. `about` is what the report should say
+    besides. `between` is called every now and then, between two rows. `known` is what this policy was found to think of answers when it
+    was made.
     """
-    checks = list(held_out[-MAX_CHECKS:]) or list(rollouts[:MAX_CHECKS])
+    checks = [*rollouts[:MAX_CHECKS], *held_out][-MAX_CHECKS:]
     probes = publish.fingerprint_probes(rollouts)
     old = policy.snapshot()
     try:

@@ -7,7 +7,6 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, inspect
@@ -32,23 +31,16 @@ def deployed(demo_model: Path, kafka_broker: Broker, postgres_url: str, tmp_path
         yield deployment
 
 
-def simulated(deployed: Running, out: Path, seed: int) -> dict[str, Any]:
-    """Return the result of a few simulated people's session."""
-    options = f"--taste short --kinds ranking comparison --votes {VOTES} --clients 3 --max-tokens 24 --judge-prompts 4 --wait-s 90"
-    command = [sys.executable, "-m", "attune", "simulate", "--url", deployed.url, "--out", str(out), "--seed", str(seed), *options.split()]
-    environment = os.environ | {"ATTUNE_HOME": str(deployed.home)}
-    done = subprocess.run(command, env=environment, cwd=out.parent, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr + deployed.logs()
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert (result["votes"], result["lost"], result["failed_requests"]) == (VOTES, 0, 0)
-    return result
-
-
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(420)
 def test_simulated_people_teach_a_policy_through_kafka_and_postgresql(deployed: Running, postgres_url: str, tmp_path: Path) -> None:
-    result = simulated(deployed, tmp_path / "first", 0)
-    if "held-out reward fell" in (deployed.home / "logs" / "learner.log").read_text():  # the gate refused what so few votes made: go on
-        result = simulated(deployed, tmp_path / "second", 1)
+    options = f"--taste short --kinds ranking comparison --votes {VOTES} --clients 3 --max-tokens 24 --judge-prompts 4 --wait-s 90"
+    command = [sys.executable, "-m", "attune", "simulate", "--url", deployed.url, "--out", str(tmp_path), *options.split()]
+    done = subprocess.run(
+        command, env=os.environ | {"ATTUNE_HOME": str(deployed.home)}, cwd=tmp_path, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr + deployed.logs()
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["votes"], result["lost"], result["failed_requests"]) == (VOTES, 0, 0)
     assert result["receipts"] == {"live": VOTES}, deployed.logs()
     assert result["policy_version"] >= 1
     assert {row["arm"] for row in result["judgements"]} == {"alone", "reranked"}

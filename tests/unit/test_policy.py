@@ -179,15 +179,27 @@ def test_the_probability_of_saying_nothing_is_exact(policy: Policy) -> None:
     assert seen.logprob_N.tolist() == pytest.approx(without.logprob_N.tolist(), abs=1e-4)
 
 
+def test_one_held_out_group_is_not_all_that_a_challenger_is_judged_on(policy: Policy) -> None:
+    rollouts = [replace(rollout(policy, (2.0, -1.0, -1.0)), interaction_id=f"learned {n}") for n in range(4)]
+    held_out = [replace(rollouts[0], interaction_id=f"held out {n}") for n in range(4)]
+    for known in (1, 2, 3):
+        made = challenger.train(policy, rollouts, held_out[:known], LearnerSection(), live=0, end_token=2, about={})
+        assert len(made.seen) == challenger.MAX_CHECKS
+        newest = {group.interaction_id for group in held_out[:known][-challenger.MAX_CHECKS :]}
+        assert {name for name in made.seen if name.startswith("held out")} == newest
+        policy.restore(made.before)
+
+
 def test_what_was_looked_at_is_not_looked_at_again(policy: Policy) -> None:
     policy.learning_rate = 1e-4
     group, passes = rollout(policy, (2.0, -1.0, -1.0)), []
+    held_out = [replace(group, interaction_id="held out")]
     settings = LearnerSection(optimizer_steps=1, kl_beta=0.0)
     about: dict[str, Any] = {"live": 0, "end_token": 2, "about": {}, "between": lambda: passes.append(1)}
-    made = challenger.train(policy, [group], [group], settings, **about)
-    assert len(passes) == 3  # before, the row, after
-    anew = challenger.train(policy, [group], [group], settings, known=made.seen, **about)
-    assert len(passes) == 3 + 2
+    made = challenger.train(policy, [group], held_out, settings, **about)
+    assert len(passes) == 2 + 1 + 2  # before, the row, after
+    anew = challenger.train(policy, [group], held_out, settings, known=made.seen, **about)
+    assert len(passes) == 5 + 1 + 2
     assert {k: v for k, v in anew.report.items() if k.endswith("_before")} == pytest.approx(
         {k.replace("_after", "_before"): v for k, v in made.report.items() if k.endswith("_after")}
     )
