@@ -58,8 +58,8 @@ def update(
     The batch is split into `optimizer_steps` parts, and later parts are clipped around the policy as it was before the first step. For
     answers of the `live` version, which this policy is, the sampler's own log-probs say what that was; for others it costs a forward
     pass. A smaller update takes smaller steps, and so does one whose rewards nearly tie, since Adam's do not shrink with the evidence.
-    `demonstrations` are spread over the parts, and make a step larger by no more than their weight. `between` is called between rows, and
-    whatever it raises ends the update.
+    `demonstrations` are spread over the parts, and make a step larger by no more than their weight. `between` is called between passes over
+    rows, and whatever it raises ends the update.
     """
     steps = min(settings.optimizer_steps, len(rollouts))
     parts = [range(part, len(rollouts), steps) for part in range(steps)]
@@ -71,8 +71,7 @@ def update(
         tokens = sum(len(answer) for i in part for answer in rollouts[i].answers)
         sums = Sums()
         for i in part:
-            between()
-            plans[i], row = _backward(policy, rollouts[i], plans.get(i), prox.get(i), tokens, settings)
+            plans[i], row = _backward(policy, rollouts[i], plans.get(i), prox.get(i), tokens, settings, between)
             sums = sums + row
         everything = everything + sums
         _check(sums)
@@ -114,9 +113,16 @@ def _before(policy: Policy, rollout: Rollout, live: int | None, between: Callabl
 
 
 def _backward(
-    policy: Policy, rollout: Rollout, plan: _Plan | None, prox_P: torch.Tensor | None, tokens: int, settings: LearnerSection
+    policy: Policy,
+    rollout: Rollout,
+    plan: _Plan | None,
+    prox_P: torch.Tensor | None,
+    tokens: int,
+    settings: LearnerSection,
+    between: Callable[[], None],
 ) -> tuple[_Plan, Sums]:
     """Add one rollout's gradient to the policy's, for a loss that is the mean over `tokens` of an unscaled advantage."""
+    between()
     packed = policy.row(rollout.prompt, rollout.answers)
     seen = policy.forward(packed, rollout.temperature)
     plan = plan or _plan(policy, rollout, packed, seen, prox_P, settings)
@@ -124,6 +130,7 @@ def _backward(
         seen.logprob_P, plan.prox_P, torch.tensor([x for row in rollout.behaviour for x in row]), plan.advantage_P, plan.keep_P,
         clip_low=settings.clip_low, clip_high=settings.clip_high,
     )  # fmt: skip
+    between()
     (loss / tokens).backward()  # type: ignore[no-untyped-call]
     return plan, sums
 

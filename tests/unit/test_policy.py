@@ -197,9 +197,9 @@ def test_what_was_looked_at_is_not_looked_at_again(policy: Policy) -> None:
     settings = LearnerSection(optimizer_steps=1, kl_beta=0.0)
     about: dict[str, Any] = {"live": 0, "end_token": 2, "about": {}, "between": lambda: passes.append(1)}
     made = challenger.train(policy, [group], held_out, settings, **about)
-    assert len(passes) == 2 + 1 + 2  # before, the row, after
+    assert len(passes) == 2 + 2 + 2  # before, the row there and back, after
     anew = challenger.train(policy, [group], held_out, settings, known=made.seen, **about)
-    assert len(passes) == 5 + 1 + 2
+    assert len(passes) == 6 + 2 + 2
     assert {k: v for k, v in anew.report.items() if k.endswith("_before")} == pytest.approx(
         {k.replace("_after", "_before"): v for k, v in made.report.items() if k.endswith("_after")}
     )
