@@ -1,6 +1,6 @@
 """What the reward model costs: the trunk against TRL's RewardTrainer, and a vote's way to the served reranker.
 
-`python -m benchmarks.reward [--parts trunk rerank]`. The trunk: 32 recorded pairs (prompts of 128 tokens, answers of 32 to 64), one thread,
+`python -m benchmarks.reward [--parts trunk rerank]`. The trunk: 64 recorded pairs (prompts of 128 tokens, answers of 32 to 64), one thread,
 LoRA r8, two epochs, everything but loading included (ours: also the comparison on 24 more that are held back), on the demo model; TRL with
 LoRA on all layers and on the trunk's alone, in bf16, its best counts. The reranker: a fresh deployment under chat traffic, a vote
 a second, until serve ranks with a version that knows the vote.
@@ -24,7 +24,7 @@ from benchmarks.deployment import Deployment
 from benchmarks.ppo import GRPO
 from learner import trunk_trainer
 
-PAIRS, HELD_BACK = 32, trunk_trainer.MIN_NEWEST
+PAIRS, HELD_BACK = 64, trunk_trainer.MIN_NEWEST
 TRL_VARIANTS = [("all", "bfloat16", "4"), ("top", "bfloat16", "4")]
 VOTES, VOTE_EVERY_S, CHATTERS = 24, 1.0, 2
 QUESTIONS = [
