@@ -20,17 +20,16 @@ from typing import Any
 import torch
 
 from attune import config as configuration
-from attune import demo_model
 from attune.config import Config
 from attune.frozen import Answer as Tokens
 from attune.frozen import load_base
-from attune.progress import Progress
 from attune.registry import Registry
 from attune.simulate import prompts
-from attune.simulate.judge import judge
+from attune.simulate.judge import Verdict, judge
 from attune.simulate.tastes import SENSE, TASTES, Answer, Ask, Taste
 from attune.simulate.users import ANSWERS_WANTED, KINDS, choose_kind, vote
 from attune.types import Candidate, Feedback, Interaction, Sampling
+from benchmarks.deployment import lend_model
 from feedback.store import Store
 from learner.cycle import Cycle
 from learner.program import assemble
@@ -53,13 +52,10 @@ def main() -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    shared = configuration.load()
-    demo_model.ensure(shared, Progress().doing)
     with tempfile.TemporaryDirectory(prefix="attune-bare-") as folder:
         environment = {"ATTUNE_HOME": folder, "ATTUNE_LEARNER__SEED": str(arguments.seed), "ATTUNE_LEARNER__TOP_UP_GROUPS": "0"}
         environment |= {f"ATTUNE_{name.replace('.', '__')}": value for name, _, value in (s.partition("=") for s in arguments.settings)}
-        (Path(folder) / "models").mkdir()
-        (Path(folder) / "models" / configuration.DEMO_MODEL).symlink_to(shared.model_folder)
+        lend_model(Path(folder))
         found = Bare(configuration.load(None, environment), TASTES[arguments.taste], arguments.seed).run(
             arguments.votes, arguments.judge_every, arguments.judge_prompts
         )
@@ -107,7 +103,7 @@ class Bare:
         verdict = judge(self.taste, self.answers(asks), self.base)
         report = self.cycle.registry.version("policy", self.cycle.at.policy).report if self.cycle.at.policy else {}
         figures = {
-            "share": verdict.preference / (1 - (1 - verdict.decided_share) / 2),
+            "share": share_of_ceiling(verdict),
             "preference": verdict.preference,
             "decided": verdict.decided_share,
             "decided_preference": verdict.decided_preference or 0.5,
@@ -133,14 +129,14 @@ class Bare:
                     tuple(candidates), choice.shown, choice.propensities, version, self.cycle.reward.version, "bare",
                 )
             ])  # fmt: skip
-            shown = [Answer(candidates[k].text, candidates[k].finish_reason == "stop") for k in choice.shown]
+            shown = [said(candidates[k]) for k in choice.shown]
             given = vote(kind, self.taste, ask, shown, choice.shown, 0.1, random)
             user = f"user {index % 4}"
             self.store.write([Feedback(f"vote {name}", f"event {name}", name, given.kind, given.value, given.choice, at, None, user)])
 
     def scored(self, prompt: Sequence[int], candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[float]]:
         """Return the candidates with what the frozen pass saw, and what ranks them."""
-        looks = self.cycle.base.look(prompt, [Tokens(c.token_ids, c.finish_reason == "stop") for c in candidates], TEMPERATURE)
+        looks = self.cycle.base.look(prompt, [Tokens(c.token_ids, finished(c)) for c in candidates], TEMPERATURE)
         seen = [replace(c, ref_logprobs=v.ref_logprobs, features=v.features) for c, v in zip(candidates, looks, strict=True)]
         total = self.cycle.reward.total([v.features for v in looks], [c.text for c in candidates], self.config.serve.pessimism)
         return seen, total.tolist()
@@ -150,29 +146,28 @@ class Bare:
         found = []
         for prompt, candidates in self.drawn(asks):
             candidates, totals = self.scored(prompt, candidates)
-            best = candidates[totals.index(max(totals))]
-            found.append([Answer(best.text, best.finish_reason == "stop")])
+            found.append([said(candidates[totals.index(max(totals))])])
         return found
 
-    def answers(self, asks: Sequence[Ask], draws: int = CANDIDATES) -> dict[Ask, list[Answer]]:
+    def answers(self, asks: Sequence[Ask]) -> dict[Ask, list[Answer]]:
         """Return what the policy says to each prompt."""
         found: dict[Ask, list[Answer]] = {}
         for start in range(0, len(asks), JUDGED_AT_ONCE):
             part = asks[start : start + JUDGED_AT_ONCE]
-            for ask, (_, candidates) in zip(part, self.drawn(part, draws), strict=True):
-                found[ask] = [Answer(c.text, c.finish_reason == "stop") for c in candidates]
+            for ask, (_, candidates) in zip(part, self.drawn(part), strict=True):
+                found[ask] = [said(c) for c in candidates]
         return found
 
     @torch.inference_mode()
-    def drawn(self, asks: Sequence[Ask], draws: int = CANDIDATES) -> list[tuple[list[int], list[Candidate]]]:
-        """Return each prompt's tokens and what the policy says to it, `draws` times."""
-        said = [
+    def drawn(self, asks: Sequence[Ask]) -> list[tuple[list[int], list[Candidate]]]:
+        """Return each prompt's tokens and what the policy says to it, four times."""
+        asked = [
             list(self.tokenizer.apply_chat_template([{"role": "user", "content": a.text}], add_generation_prompt=True)["input_ids"])
             for a in asks
         ]
-        ids, logprobs = sample(self._speaker(), said, draws, self.tokenizer.eos_token_id)
-        made = [self._candidate(n % draws, row, chosen) for n, (row, chosen) in enumerate(zip(ids, logprobs, strict=True))]
-        return [(prompt, made[k * draws : (k + 1) * draws]) for k, prompt in enumerate(said)]
+        ids, logprobs = sample(self._speaker(), asked, CANDIDATES, self.tokenizer.eos_token_id)
+        made = [self._candidate(n % CANDIDATES, row, chosen) for n, (row, chosen) in enumerate(zip(ids, logprobs, strict=True))]
+        return [(prompt, made[k * CANDIDATES : (k + 1) * CANDIDATES]) for k, prompt in enumerate(asked)]
 
     def _speaker(self) -> Any:
         """Return a network in fp32 with the adapter merged in: fastest to draw from where there are no units for bf16."""
@@ -186,11 +181,23 @@ class Bare:
         return self.speaker
 
     def _candidate(self, index: int, ids: list[int], logprobs: list[float]) -> Candidate:
-        end = self.tokenizer.eos_token_id
-        finished = end in ids
-        length = ids.index(end) + 1 if finished else len(ids)
-        text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
-        return Candidate(index, text, tuple(ids[:length]), tuple(logprobs[:length]), "stop" if finished else "length")
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return Candidate(index, text, tuple(ids), tuple(logprobs), "stop" if ids[-1] == self.tokenizer.eos_token_id else "length")
+
+
+def finished(candidate: Candidate) -> bool:
+    """Whether an answer ended by itself."""
+    return candidate.finish_reason == "stop"
+
+
+def said(candidate: Candidate) -> Answer:
+    """Return what people and judges see of a candidate."""
+    return Answer(candidate.text, finished(candidate))
+
+
+def share_of_ceiling(verdict: Verdict) -> float:
+    """Return the preference as a share of what ties with the base leave."""
+    return verdict.preference / (1 - (1 - verdict.decided_share) / 2)
 
 
 def sample(network: Any, prompts: Sequence[Sequence[int]], draws: int, end: int) -> tuple[list[list[int]], list[list[float]]]:

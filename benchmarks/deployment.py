@@ -20,6 +20,14 @@ START_S = 300.0
 PORT = int(os.environ.get("ATTUNE_SERVE__PORT", "8765"))
 
 
+def lend_model(home: Path) -> None:
+    """Give a home folder the demo model of our own, which is prepared if it is not there yet."""
+    shared = config.load()
+    demo_model.ensure(shared, Progress().doing)
+    (home / "models").mkdir()
+    (home / "models" / config.DEMO_MODEL).symlink_to(shared.model_folder)
+
+
 class Deployment:
     """Three programs on a fixed port; `settings` are environment variables without their prefix (`LEARNER__SEED`)."""
 
@@ -29,12 +37,9 @@ class Deployment:
         self.ready_s = 0.0
 
     def __enter__(self) -> "Deployment":
-        shared = config.load()
-        demo_model.ensure(shared, Progress().doing)
         self._folder = tempfile.TemporaryDirectory(prefix="attune-bench-")
         self.home = Path(self._folder.name)
-        (self.home / "models").mkdir()
-        (self.home / "models" / config.DEMO_MODEL).symlink_to(shared.model_folder)
+        lend_model(self.home)
         started = time.monotonic()
         argv = [sys.executable, "-m", "attune", "up", "--home", str(self.home), "--port", str(PORT)]
         self._process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | self.settings)

@@ -47,7 +47,7 @@ def train(
 
     `live` is the version that the policy is. The newest `held_out` groups are looked at before and after, never trained on; while they are
     fewer than `MAX_CHECKS`, rollouts stand in for the rest: one group alone says too little. `about` is what the report should say
-    besides. `between` is called every now and then, between two rows. `known` is what this policy was found to think of answers when it
+    besides. `between` is called every now and then, between two passes. `known` is what this policy was found to think of answers when it
     was made.
     """
     checks = [*rollouts[:MAX_CHECKS], *held_out][-MAX_CHECKS:]
