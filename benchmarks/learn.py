@@ -3,7 +3,8 @@
 `python -m benchmarks.learn [--parts tastes pace kinds offline long] [--tastes short ...] [--seeds 3] [--votes 300] [--runs FOLDER]`
 
 Each run is a fresh deployment (`attune up`) and a session of `attune simulate` with 10% flipped votes, a request every two seconds but in
-`long` (at once). `--runs` keeps every run's result in a folder, with the machine it was made on, and does not repeat what lies there: a
+`long` (at once). A machine that needs all its time for such replies learns little between them: `--every-s` asks less often, in all but
+`pace`. `--runs` keeps every run's result in a folder, with the machine it was made on, and does not repeat what lies there: a
 measurement of hours can be taken up again. `offline` holds one taste against votes on the base's answers alone; `long` is 2,000 votes on
 one taste, with the guards and without pessimism and KL.
 """
@@ -36,9 +37,11 @@ def main() -> int:
     parser.add_argument("--tastes", nargs="+", choices=sorted(TASTES), default=TASTE_NAMES)
     parser.add_argument("--seeds", type=int, choices=range(1, 11), metavar="COUNT", default=3)
     parser.add_argument("--votes", type=int, default=300)
+    parser.add_argument("--every-s", type=float, default=pace.EVERY_S)
     parser.add_argument("--runs", type=Path, default=None)
     arguments = parser.parse_args()
-    runs = Runs(arguments.runs or Path(tempfile.mkdtemp(prefix="attune-learn-")), arguments.votes, arguments.seeds)
+    folder = arguments.runs or Path(tempfile.mkdtemp(prefix="attune-learn-"))
+    runs = Runs(folder, arguments.votes, arguments.seeds, arguments.every_s)
     figures: dict[str, float] = {}
     if "tastes" in arguments.parts:
         for taste in arguments.tastes:
@@ -47,7 +50,7 @@ def main() -> int:
         figures |= pace.figures(runs.made("pace", pace.run))
     if "kinds" in arguments.parts:
         for kind in sorted(KINDS):
-            run = runs.kept(f"kind-{kind}", taste="short", votes=KIND_VOTES, every_s=pace.EVERY_S, kinds=[kind])
+            run = runs.kept(f"kind-{kind}", taste="short", votes=KIND_VOTES, every_s=arguments.every_s, kinds=[kind])
             figures[f"kind_{kind}_preference"] = learned.final(run)["preference"]
     if "offline" in arguments.parts:
         figures |= learned.against_offline(OFFLINE_TASTE, runs.of_taste(OFFLINE_TASTE), runs.of_taste(OFFLINE_TASTE, votes_on="base"))
@@ -60,14 +63,14 @@ def main() -> int:
 class Runs:
     """Sessions with a deployment of their own, kept as files in a folder."""
 
-    def __init__(self, folder: Path, votes: int, seeds: int) -> None:
+    def __init__(self, folder: Path, votes: int, seeds: int, every_s: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.votes, self.seeds = folder, votes, seeds
+        self.folder, self.votes, self.seeds, self.every_s = folder, votes, seeds, every_s
 
     def of_taste(self, taste: str, votes_on: str = "live") -> list[dict[str, Any]]:
         """Return the runs of a taste, one per seed."""
         name = f"{taste}-{self.votes}" if votes_on == "live" else f"{taste}-{self.votes}-{votes_on}"
-        options = {"taste": taste, "votes": self.votes, "every_s": pace.EVERY_S, "votes_on": votes_on}
+        options = {"taste": taste, "votes": self.votes, "every_s": self.every_s, "votes_on": votes_on}
         judged = {"judge_at": CHECKPOINTS, "judge_off_task": True}
         return [self.kept(f"{name}-{seed}", seed=seed, **options, **judged) for seed in range(self.seeds)]
 
@@ -79,6 +82,7 @@ class Runs:
             with Deployment(**{"LEARNER__SEED": seed, "SERVE__SEED": seed} | (settings or {})) as deployment:
                 result = deployment.simulate(seed=seed, **given)
                 result |= {
+                    "every_s": given.get("every_s"),
                     "policies": deployment.reports("policy"),
                     "rewards": deployment.reports("reward")[-1:],
                     "halted": deployment.halted(),

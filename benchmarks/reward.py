@@ -2,7 +2,7 @@
 
 `python -m benchmarks.reward [--parts trunk rerank]`. The trunk: 64 recorded pairs (prompts of 128 tokens, answers of 32 to 64), one thread,
 LoRA r8, two epochs, everything but loading included (ours: also the comparison on 24 more that are held back), on the demo model; TRL with
-LoRA on all layers and on the trunk's alone, in bf16, its best counts. The reranker: a fresh deployment under chat traffic, a vote
+LoRA on all layers and on the trunk's alone, in bf16 and fp32, its best counts. The reranker: a fresh deployment under chat traffic, a vote
 a second, until serve ranks with a version that knows the vote.
 """
 
@@ -25,7 +25,7 @@ from benchmarks.ppo import GRPO
 from learner import trunk_trainer
 
 PAIRS, HELD_BACK = 64, trunk_trainer.MIN_NEWEST
-TRL_VARIANTS = [("all", "bfloat16", "4"), ("top", "bfloat16", "4")]
+TRL_VARIANTS = [(layers, dtype, "4") for layers in ("all", "top") for dtype in ("bfloat16", "float32")]
 VOTES, VOTE_EVERY_S, CHATTERS = 24, 1.0, 2
 QUESTIONS = [
     "What is the capital of Italy?",

@@ -1,6 +1,6 @@
 """The policy: the frozen base with one LoRA adapter, its fp32 master weights, and a head that never holds all logits.
 
-Adapters live in the base's bf16 and are stepped in fp32 masters. Version 0 is B = 0, the base itself. Leaves what to learn to `ppo`.
+Adapters live in the base's dtype and are stepped in fp32 masters. Version 0 is B = 0, the base itself. Leaves what to learn to `ppo`.
 Shapes: T tokens of a row, P predicted tokens, R rows of a chunk, H hidden width, V vocabulary.
 """
 

@@ -6,6 +6,7 @@ so thin a product takes a quarter of the time that it takes in bfloat16. Rows of
 named here only; elsewhere it leaves vLLM alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -32,21 +33,35 @@ def install() -> bool:
     from vllm.lora.model_manager import LoRAModelManager
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    shipped, activate = PunicaWrapperCPU.update_metadata, LoRAModelManager.activate_adapter
+    shipped = PunicaWrapperCPU.update_metadata
 
     def update_metadata(self: Any, mapping: Any, *args: Any, **kwargs: Any) -> None:
         shipped(self, mapping, *args, **kwargs)
         self.groups = _groups(self.token_lora_indices)
 
-    def activate_adapter(self: Any, *args: Any, **kwargs: Any) -> bool:
-        _copies.clear()
-        return bool(activate(self, *args, **kwargs))
-
     PunicaWrapperCPU.update_metadata = update_metadata
-    LoRAModelManager.activate_adapter = activate_adapter
+    LoRAModelManager.activate_adapter = _forgetting(LoRAModelManager.activate_adapter)
     PunicaWrapperCPU.add_lora_linear = _add_lora_linear
     PunicaWrapperCPU.add_lora_logits = _no_lora_logits
     return True
+
+
+def _forgetting(activate: Callable[..., bool]) -> Callable[..., bool]:
+    """Return an `activate_adapter` after which no copies are left of what a slot held before.
+
+    It is called at every step, and says no where the adapter has its slot already.
+    """
+
+    def activate_adapter(*args: Any, **kwargs: Any) -> bool:
+        filled = True  # or half filled, where it raises
+        try:
+            filled = activate(*args, **kwargs)
+        finally:
+            if filled:
+                _copies.clear()
+        return filled
+
+    return activate_adapter
 
 
 def _groups(index_T: torch.Tensor) -> list[tuple[int, torch.Tensor | None]]:

@@ -40,3 +40,18 @@ def test_every_row_gets_what_its_own_adapter_adds(slots: list[int]) -> None:
             pairs = zip(a_parts, b_parts, strict=True)
             expected = expected + SCALE * torch.cat([b[slot, 0].float() @ (a[slot, 0].float() @ x_TI[row].float()) for a, b in pairs])
         torch.testing.assert_close(y_TO[row].float(), expected, rtol=2e-2, atol=0.1)
+
+
+def test_copies_outlive_steps_but_not_the_slot_s_adapter() -> None:
+    from vllm.lora.model_manager import LoRAModelManager
+
+    activate, lives = engine_lora_cpu._forgetting(LoRAModelManager.activate_adapter), SimpleNamespace(_active_adapters={7: None})
+    engine_lora_cpu._copies[1, 0] = []
+    assert not activate(lives, 7)
+    assert engine_lora_cpu._copies
+    with pytest.raises(ValueError, match="No free lora slots"):
+        activate(SimpleNamespace(_active_adapters={}, lora_index_to_id=[7]), 8)
+    assert not engine_lora_cpu._copies
+    engine_lora_cpu._copies[1, 0] = []
+    assert engine_lora_cpu._forgetting(lambda: True)()
+    assert not engine_lora_cpu._copies

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attune import halt
-from attune.frozen import Answer, twin
+from attune.frozen import Answer, fastest_dtype, twin
 from attune.types import EVALUATION, Interaction, Kind, Sampling, State, Withdrawal
 from learner import metrics
 from learner.cycle import Cycle
@@ -358,7 +358,7 @@ def test_votes_wait_where_there_is_nothing_to_learn_from_and_nobody_to_ask(tmp_p
 
 
 def test_versions_can_be_made_again_from_store_and_seeds(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(tmp_path, tiny_model, dtype=torch.bfloat16)
+    world = World(tmp_path, tiny_model, dtype=fastest_dtype())
     cycle = world.learner()
     for round_ in range(4):
         for _ in range(2):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attune.frozen import Answer, FrozenBase, load_base
+from attune.frozen import Answer, FrozenBase, fastest_dtype, load_base
 from attune.packing import pack
 from attune.reward import unpack
 
@@ -72,3 +72,19 @@ def test_shape_of_a_row() -> None:
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="prompt"):
         pack([], [[1]], torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False, "cpu_name": "AMD EPYC 9R14"}, torch.bfloat16),
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, torch.bfloat16),
+        ({"avx512_bf16": True, "amx_bf16": False, "cpu_name": "Intel Xeon"}, torch.float32),
+        ({"avx512_bf16": False, "cpu_name": "AMD Ryzen 5 3600"}, torch.float32),
+        ({"neon": True, "bf16": True}, torch.bfloat16),
+        ({}, torch.float32),
+    ],
+)
+def test_bfloat16_only_where_the_processor_has_units_of_full_rate(capabilities: dict[str, object], expected: torch.dtype) -> None:
+    assert fastest_dtype(capabilities) is expected
+    assert fastest_dtype() in (torch.bfloat16, torch.float32)

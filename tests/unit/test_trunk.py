@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attune.errors import RegistryError
-from attune.frozen import Answer, FrozenBase, load_base
+from attune.frozen import Answer, FrozenBase, fastest_dtype, load_base
 from attune.packing import pack
 from attune.reward import RewardModel, unpack
 from attune.trunk import WEIGHTS, Trunk, as_tensors, part, run
@@ -180,7 +180,7 @@ def bare(interaction: Interaction) -> Interaction:
 
 
 def test_a_past_with_a_trunk_can_be_made_again(tmp_path: Path, tiny_model: Path) -> None:
-    world = World(tmp_path, tiny_model, dtype=torch.bfloat16)
+    world = World(tmp_path, tiny_model, dtype=fastest_dtype())
     cycle, fitted = taught(world, 24)
     world.votes(3, version=cycle.at.policy)
     cycle.once()
