@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from attune.events import encode
-from attune.types import Candidate, Interaction, Sampling, question
+from attune.types import EVALUATION, Candidate, Interaction, Sampling, question
 from serve import metrics
 from serve.recent import RecentInteractions
 from serve.rerank import choose
-from serve.scorer import Scorer, Wish
+from serve.scorer import Scored, Scorer, Wish
 from serve.slot import Policy, Slots
 
 
@@ -65,8 +65,10 @@ class Answerer:
         """Return the recorded interaction whose `shown` candidates are the reply's choices."""
         with self.slots.lease(ask.version) as policy:
             draw = await sample(policy, max(ask.num_candidates, wanted))
-        wish = Wish(question(ask.messages), ask.objectives)
-        scored = await self.scorer.score(draw.prompt_token_ids, draw.candidates, draw.sampling.temperature, wish)
+        scored = Scored(draw.candidates, 0)
+        if ask.conversation_id != EVALUATION or len(draw.candidates) > wanted:  # else nobody ranks it and nobody learns from it
+            wish = Wish(question(ask.messages), ask.objectives)
+            scored = await self.scorer.score(draw.prompt_token_ids, draw.candidates, draw.sampling.temperature, wish)
         candidates = scored.candidates
         choice = choose([c.scores.get("total", 0.0) for c in candidates], wanted, rerank=ask.rerank, rng=self.rng)
         interaction = Interaction(

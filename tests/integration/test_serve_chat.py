@@ -110,6 +110,16 @@ def test_the_largest_fan_out_is_scored_and_returned(bench: Bench) -> None:
     assert all(c["scores"] for c in told)
 
 
+def test_an_answer_that_only_measures_is_scored_where_it_is_ranked(bench: Bench) -> None:
+    def scores(candidates: int) -> dict[str, float]:
+        reply = ask(bench, extra_body={"purpose": "evaluation", "candidates": candidates, "rerank": "off"})
+        found: dict[str, float] = reply.model_extra["attune"]["choices"][0]["scores"]  # type: ignore[index]
+        return found
+
+    assert scores(1) == {}
+    assert set(scores(2)) == {"utility", "spread", "total"}
+
+
 def test_whoever_hangs_up_costs_nothing_more(bench: Bench) -> None:
     def sampled() -> str:
         return next(line for line in http.get("/metrics").text.splitlines() if line.startswith("attune_candidates_total"))
