@@ -112,7 +112,7 @@ class Cycle:
         else:
             self._learn_policy()
 
-    def _between_rows(self) -> None:
+    def _between_passes(self) -> None:
         """Let votes that come during a policy update change the reward model meanwhile: the reranker does not wait for the policy.
 
         That takes no more than half of the time, however many votes come.
@@ -229,7 +229,7 @@ class Cycle:
         try:
             made = challenger.train(
                 self.policy, rollouts, held_out, settings,
-                live=self._live, end_token=self.tokenizer.eos_token_id, about=about, between=self._between_rows, known=self._known,
+                live=self._live, end_token=self.tokenizer.eos_token_id, about=about, between=self._between_passes, known=self._known,
                 demonstrations=self._demonstrations() if settings.demonstration_weight else (),
             )  # fmt: skip
             self._decide(made, origin, time.perf_counter() - started)

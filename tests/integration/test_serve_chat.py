@@ -112,7 +112,7 @@ def test_the_largest_fan_out_is_scored_and_returned(bench: Bench) -> None:
 
 def test_an_answer_that_only_measures_is_scored_where_it_is_ranked(bench: Bench) -> None:
     def scores(candidates: int) -> dict[str, float]:
-        reply = ask(bench, extra_body={"purpose": "evaluation", "candidates": candidates, "rerank": "off"})
+        reply = ask(bench, extra_body={"purpose": "evaluation", "candidates": candidates})
         found: dict[str, float] = reply.model_extra["attune"]["choices"][0]["scores"]  # type: ignore[index]
         return found
 

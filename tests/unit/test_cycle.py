@@ -224,7 +224,7 @@ def test_answers_that_measure_teach_nothing_unless_they_are_voted_on(world: Worl
 
 def vote_during_an_update(world: World, cycle: Cycle, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Have three people vote while the next policy update is under way, one after the other; return the reward versions seen then."""
-    fresh, between, seen = [world.interaction(version=cycle.at.policy) for _ in range(3)], cycle._between_rows, list[int]()
+    fresh, between, seen = [world.interaction(version=cycle.at.policy) for _ in range(3)], cycle._between_passes, list[int]()
 
     def voting() -> None:
         cycle._not_before = 0.0
@@ -234,7 +234,7 @@ def vote_during_an_update(world: World, cycle: Cycle, monkeypatch: pytest.Monkey
         seen.append(world.registry.champion("reward"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(cycle, "_between_rows", voting)
+        patch.setattr(cycle, "_between_passes", voting)
         cycle.once()
     return seen[: len(fresh)]
 
@@ -257,14 +257,14 @@ def test_a_roll_back_during_an_update_is_not_undone_by_it(world: World, monkeypa
     cycle = world.learner()
     world.votes(5)
     cycle.once()
-    between = cycle._between_rows
+    between = cycle._between_passes
 
     def rolling_back() -> None:
         if world.registry.champion("policy"):
             world.registry.roll_back("policy", by="operator", reason="a matter of taste")
         between()
 
-    monkeypatch.setattr(cycle, "_between_rows", rolling_back)
+    monkeypatch.setattr(cycle, "_between_passes", rolling_back)
     world.votes(5, version=1)
     cycle.once()
     assert (world.registry.champion("policy"), world.registry.state("policy", 2)) == (0, State.REJECTED)

@@ -87,4 +87,11 @@ def test_an_empty_prompt_is_refused() -> None:
 )
 def test_bfloat16_only_where_the_processor_has_units_of_full_rate(capabilities: dict[str, object], expected: torch.dtype) -> None:
     assert fastest_dtype(capabilities) is expected
-    assert fastest_dtype() in (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize(("capabilities", "expected"), [({"amx_bf16": True}, torch.bfloat16), ({}, torch.float32)])
+def test_a_base_is_loaded_in_the_fastest_dtype(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, object], expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert {weight.dtype for weight in load_base(str(tiny_model), None).parameters()} == {expected}
