@@ -44,6 +44,10 @@ class Registry:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._log: list[Promotion] = []
+        self._champions: dict[str, list[int]] = {}
+        """By kind, the versions in the order in which they became champion, without those rolled back since."""
+        self._moves: dict[tuple[str, int], State] = {}
+        """The last move of each version."""
         self._lock = threading.Lock()
         self._versions: dict[tuple[str, int], Version] = {}
 
@@ -136,31 +140,24 @@ class Registry:
 
     def log(self) -> list[Promotion]:
         """Return all promotion records in order."""
-        with self._lock:
-            while (record := self._read(len(self._log) + 1)) is not None:
-                self._log.append(record)
-            return list(self._log)
+        self._catch_up()
+        return list(self._log)
 
     def state(self, kind: ArtifactKind, number: int) -> State:
         """Return where a version stands now; a champion under a newer champion is `retired`."""
-        moves = [p.move for p in self.log() if p.kind == kind and p.version == number]
-        if number == 0 or (moves and moves[-1] is State.CHAMPION):
-            return State.CHAMPION if self.champion(kind) == number else State.RETIRED
-        return moves[-1] if moves else State.PUBLISHED
+        champion = self.champion(kind)
+        last = State.CHAMPION if number == 0 else self._moves.get((kind, number), State.PUBLISHED)
+        return State.RETIRED if last is State.CHAMPION and champion != number else last
 
     def champion(self, kind: ArtifactKind) -> int:
         """Return the version that most users get: the last made champion that was not rolled back since; else 0."""
-        return self.champions(kind)[0]
+        self._catch_up()
+        return self._champions.get(kind, [0])[-1]
 
     def champions(self, kind: ArtifactKind) -> list[int]:
         """Return the versions that became champion and were not rolled back, newest promotion first; 0 is always the last."""
-        history: list[int] = []
-        for record in self.log():
-            if record.kind == kind and record.move is State.CHAMPION:
-                history.insert(0, record.version)
-            elif record.kind == kind and record.move is State.ROLLED_BACK:
-                history.remove(record.version)
-        return [*history, 0]
+        self._catch_up()
+        return self._champions.get(kind, [0])[::-1]
 
     def live_since(self, kind: ArtifactKind, number: int) -> float | None:
         """Return when a version became champion (seconds since the epoch); None if it never did."""
@@ -200,6 +197,18 @@ class Registry:
 
     def _path(self, number: int) -> Path:
         return self.root / "log" / f"{number:08d}.json"
+
+    def _catch_up(self) -> None:
+        """Read the records that came since, and keep where they left the versions: what is asked often does not read the whole log."""
+        with self._lock:
+            while (record := self._read(len(self._log) + 1)) is not None:
+                line = self._champions.setdefault(record.kind, [0])
+                if record.move is State.CHAMPION:
+                    line.append(record.version)
+                elif record.move is State.ROLLED_BACK:
+                    line.remove(record.version)
+                self._moves[record.kind, record.version] = record.move
+                self._log.append(record)
 
     def _read(self, number: int) -> Promotion | None:
         try:

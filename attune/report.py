@@ -14,7 +14,7 @@ from rich.table import Table
 from attune.registry import Registry
 from attune.types import QUALITY, ArtifactKind, State, Version
 
-KINDS = ("overall", "thumb", "rating", "comparison", "ranking", "edit")
+KINDS = ("overall", "thumb", "rating", "comparison", "tie", "ranking", "edit")
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,7 @@ class Withdrawal:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Candidates of one interaction in order, best first (Plackett-Luce; two of them: Bradley-Terry; `tie`: Davidson)."""
+    """Candidates of one interaction in order, best first (Plackett-Luce), or two of them compared, maybe a `tie` (Davidson)."""
 
     feedback_id: str
     interaction_id: str
@@ -137,6 +137,8 @@ class Preference:
     user: str | None
     places: tuple[int, ...] = ()
     """Where each of `order` stood in the reply, 0 first; those that were not shown count as shown last."""
+    good: bool | None = None
+    """Of a tie: whether both are good or both bad; None where nobody said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,14 +27,22 @@ def versions(*names: str) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def report(benchmark: str, known: dict[str, str], figures: dict[str, float]) -> None:
-    """Print the figures as a table, keep them under `benchmarks/results/`, and end with one JSON line."""
-    result = {"benchmark": benchmark, "machine": machine(), "versions": known, "figures": {k: round(v, 4) for k, v in figures.items()}}
+def report(benchmark: str, known: dict[str, str], figures: dict[str, float], where: str = "") -> None:
+    """Print the figures as a table, keep them under `benchmarks/results/`, and end with one JSON line.
+
+    What is kept there of the same machine and versions, and was not measured now, stays. `where`: the machine, if it was not this one.
+    """
+    about = {"benchmark": benchmark, "machine": where or machine(), "versions": known}
+    result: dict[str, Any] = about | {"figures": {k: round(v, 4) for k, v in figures.items()}}
     print(f"{result['machine']}; {', '.join(f'{name} {number}' for name, number in known.items())}")
     for name, value in result["figures"].items():
         print(f"{name:44s} {value:10.4g}")
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{benchmark}.json").write_text(json.dumps(result, indent=1) + "\n")
+    file = RESULTS / f"{benchmark}.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    if {name: kept.get(name) for name in about} == about:
+        result["figures"] = kept["figures"] | result["figures"]
+    file.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result), flush=True)
 
 

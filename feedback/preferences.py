@@ -10,6 +10,7 @@ from attune.events import candidates_named
 from attune.types import Demonstration, Feedback, Interaction, Kind, Preference, Rating, Signal
 
 OVERALL = "overall"
+NOT_LEARNED = frozenset({Kind.COMMENT, Kind.IMPLICIT, Kind.OUTCOME})
 MIN_EDIT_WEIGHT = 0.1
 MAX_WORDS_MATCHED = 1000
 """Beyond this many words the similarity of two texts is bounded from above instead of worked out (which is quadratic)."""
@@ -32,7 +33,8 @@ def derive(interaction: Interaction, feedback: Feedback) -> tuple[Signal, ...]:
             tie = kind is Kind.COMPARISON and "tie" in value
             order, shown = candidates_named(kind, value), interaction.shown
             places = tuple(shown.index(candidate) if candidate in shown else len(shown) for candidate in order)
-            return (Preference(feedback.id, interaction.id, order, tie, 1.0, kind, feedback.user, places),)
+            good = value["tie"] == "good" if tie else None
+            return (Preference(feedback.id, interaction.id, order, tie, 1.0, kind, feedback.user, places, good),)
         case Kind.EDIT:
             candidate = interaction.shown[feedback.choice]
             weight = max(MIN_EDIT_WEIGHT, distance(interaction.candidates[candidate].text, value))
@@ -41,6 +43,11 @@ def derive(interaction: Interaction, feedback: Feedback) -> tuple[Signal, ...]:
             return ()
         case _:
             assert_never(kind)
+
+
+def teaches(feedback: Feedback) -> bool:
+    """Return whether anything is learned from votes of this kind and aspect."""
+    return feedback.kind not in NOT_LEARNED and feedback.aspect in (None, OVERALL)
 
 
 def why_unusable(interaction: Interaction, feedback: Feedback) -> str | None:

@@ -31,10 +31,10 @@ from feedback.models import (
     OffsetRow,
     WithdrawalRow,
 )
-from feedback.preferences import derive, misfit, why_unusable
+from feedback.preferences import derive, misfit, teaches, why_unusable
 from feedback.rows import Row, check_storable, interaction_from, interaction_rows, vote_from, vote_row
 
-__all__ = ["Fenced", "Store", "StoreCounts", "StoredFeedback", "derive", "why_unusable"]
+__all__ = ["Fenced", "Store", "StoreCounts", "StoredFeedback", "derive", "teaches", "why_unusable"]
 
 CHUNK = 500
 ORPHANS = Partition("orphans", 0)

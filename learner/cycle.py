@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from safetensors import SafetensorError
 
 from attune.config import Config
 from attune.errors import Diverged
@@ -60,7 +61,7 @@ class Cycle:
         self.config, self.registry, self.base, self.policy, self.tokenizer = config, registry, base, policy, tokenizer
         self.eye = Eye(base, registry)
         self.journal = Journal(store, self.eye.seen)
-        self.refit = Refit(base, config.learner, stop)
+        self.refit = Refit(base, config.learner, stop, config.home / "learner" / "trunk-due")
         self.readiness = Readiness(config, self.journal, top_up)
         self.prequential, self.terms = Prequential(), Terms.load(config.terms)
         self.edits: dict[str, bytes] = {}
@@ -94,7 +95,7 @@ class Cycle:
     def once(self) -> bool:
         """Learn what is new; return whether there was anything to do."""
         self._read()
-        news = self.journal.position > self.at.reward_through or self.refit.ready is not None
+        news = self.journal.taught_position > self.at.reward_through or self.refit.ready is not None
         refitted = news and self._learn_reward()
         if refitted:
             self.refit.consider(len(self.journal.votes), self.lesson)
@@ -123,7 +124,7 @@ class Cycle:
             return
         self._follow(updating=True)
         self._take_in()
-        if self.journal.position > self.at.reward_through:
+        if self.journal.taught_position > self.at.reward_through:
             began = time.perf_counter()
             self._learn_reward()
             self._not_before = 2 * time.perf_counter() - began
@@ -155,11 +156,20 @@ class Cycle:
     def _stand_on(self, champion: int) -> None:
         if champion:
             self.policy.load_adapter(self.registry.folder("policy", champion))
-            if self._state_file(champion).is_file():
-                self.policy.load_state(self._state_file(champion))
+            self._take_up_state(champion)
         else:
             self.policy.reset()
         self._live, self._known = champion, {}
+
+    def _take_up_state(self, champion: int) -> None:
+        """Go on with what the optimizer knew when this version was made, if that can still be read."""
+        file = self._state_file(champion)
+        try:
+            if file.is_file():
+                self.policy.load_state(file)
+        except (OSError, SafetensorError, KeyError) as error:
+            log.warning("optimizer_state_lost", policy_version=champion, file=str(file), reason=str(error))
+            self.policy.load_adapter(self.registry.folder("policy", champion))
 
     def _learn_reward(self) -> bool:
         """Publish a reward version that knows every vote in force; return whether there were enough answers to do so."""
@@ -210,7 +220,7 @@ class Cycle:
 
     def lesson(self) -> Lesson:
         """Return what a trunk could be made of now: the newest votes in force, and what is typical."""
-        edited = {ident: (self._edited_ids(text), self.edits[ident]) for ident, text in self._edited.items()}
+        edited = {ident: (self._edited_ids(self._edited[ident]), features) for ident, features in self.edits.items()}
         return lesson(self._judged().signals, self.journal, edited, self.base.feature_width, self.reward.version)
 
     def _learn_policy(self) -> None:
@@ -226,6 +236,7 @@ class Cycle:
         origin = self._lineage() | {"parent": self._live, "reward_version": self.reward.version}
         origin["events"] = tuple(self.journal.votes_after(self.at.trained_through))
         about = {"groups": len(rollouts), "interactions_through": through, "used_from": self.at.used_through} | self._read_through()
+        about["tried_from"] = self.at.tried_through
         try:
             made = challenger.train(
                 self.policy, rollouts, held_out, settings,
@@ -290,7 +301,7 @@ class Cycle:
         return [
             Example(self.journal.judged[s.interaction_id].prompt_token_ids, self._edited_ids(s.text), s.weight)
             for s in self.journal.signals(fresh)
-            if isinstance(s, Demonstration)
+            if isinstance(s, Demonstration) and s.feedback_id in self.edits
         ]
 
     def _edited_ids(self, text: str) -> tuple[int, ...]:
@@ -300,8 +311,13 @@ class Cycle:
     def _look_at_edits(self) -> None:
         for signal in self.journal.signals():
             if isinstance(signal, Demonstration) and self._edited.get(signal.feedback_id) != signal.text:
-                interaction = self.journal.judged[signal.interaction_id]
-                self.edits[signal.feedback_id] = self.eye.edited(interaction, self._edited_ids(signal.text))
+                interaction, ids = self.journal.judged[signal.interaction_id], self._edited_ids(signal.text)
+                if len(interaction.prompt_token_ids) + len(ids) <= self.config.model.max_context_tokens:
+                    self.edits[signal.feedback_id] = self.eye.edited(interaction, ids)
+                else:
+                    self.edits.pop(signal.feedback_id, None)
+                    metrics.LONG_EDITS.inc()
+                    log.warning("edit_too_long", feedback=signal.feedback_id, tokens=len(ids), raise_it_with="model.max_context_tokens")
                 self._edited[signal.feedback_id] = signal.text
 
     def _see_again(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from attune.reward import Array, unpack
 from attune.types import EVALUATION, Demonstration, Feedback, Interaction, Preference, Signal
-from feedback.store import Store, derive
+from feedback.store import Store, derive, teaches
 from learner.likelihoods import Index
 from learner.reward_trainer import Judged, Typical
 from learner.weights import Cast, weigh
@@ -44,6 +44,8 @@ class Journal:
         """Store position up to which votes were read."""
         self.traffic_position = 0
         """Store position up to which interactions were read."""
+        self.taught_position = 0
+        """Store position of the newest change of a vote that teaches something."""
         self.votes: OrderedDict[str, tuple[int, Feedback]] = OrderedDict()
         """Votes in force by id, oldest change first, with their positions."""
         self.judged: dict[str, Interaction] = {}
@@ -66,7 +68,7 @@ class Journal:
             for row in page:
                 self._take(row.position, row.feedback, row.in_force)
             self.position = page[-1].position
-            news += [(row.position, row.feedback.id) for row in page if row.in_force]
+            news += [(row.position, row.feedback.id) for row in page if row.feedback.id in self.votes]
         if news or not self.judged:
             self._fetch_judged()
         return news
@@ -93,18 +95,21 @@ class Journal:
         `edits` are features by feedback id, `weights` what `weights` returned.
         """
         signals = [replace(s, weight=s.weight * weights[s.feedback_id]) for s in self.signals()]
-        features: list[bytes] = []
+        features, texts = list[bytes](), list[str]()
         rows: Index = {}
         edit_rows: dict[str, int] = {}
         for signal in signals:
             for candidate in _named(signal):
                 if (signal.interaction_id, candidate) not in rows:
                     rows[signal.interaction_id, candidate] = len(features)
-                    features.append(self.judged[signal.interaction_id].candidates[candidate].features or b"")
+                    answer = self.judged[signal.interaction_id].candidates[candidate]
+                    features.append(answer.features or b"")
+                    texts.append(answer.text)
             if isinstance(signal, Demonstration) and signal.feedback_id in edits:
                 edit_rows[signal.feedback_id] = len(features)
                 features.append(edits[signal.feedback_id])
-        return Judged(unpack(features) if features else NOTHING, rows, edit_rows, signals)
+                texts.append(signal.text)
+        return Judged(unpack(features) if features else NOTHING, rows, edit_rows, signals, texts)
 
     def weights(self, *, half_life_s: float, max_importance: float) -> dict[str, float]:
         """Return by feedback id how much each of the newest votes in force counts."""
@@ -141,6 +146,10 @@ class Journal:
         return [feedback for _, feedback in islice(reversed(self.votes.values()), MAX_VOTES)][::-1]
 
     def _take(self, position: int, feedback: Feedback, in_force: bool) -> None:
+        """Remember a vote, unless it is of those that nothing learns from: they would crowd out the others."""
+        if not teaches(feedback):
+            return
+        self.taught_position = position
         self.votes.pop(feedback.id, None)
         if in_force:
             self.votes[feedback.id] = (position, feedback)

@@ -1,8 +1,8 @@
 """One likelihood per kind of vote, over the utilities f of the answers that were judged; each also as Fisher rows.
 
-Orders: Plackett-Luce (two of them: Bradley-Terry), ties: Davidson with a shrunk readiness to call it one, both with a shrunk effect of
-the place where an answer stood. Thumbs: logistic with a bias and a shrunk offset per user. Stars: ordinal logit with shrunk thresholds
-and the same offsets.
+Orders: Plackett-Luce. Comparisons, decided or tied: Davidson with a shrunk readiness to call it a tie. Both with a shrunk effect of the
+place where an answer stood. Thumbs: logistic with a bias and a shrunk offset per user; a tie of good or bad answers is a thumb on
+the mean of the two as well. Stars: ordinal logit with shrunk thresholds and the same offsets.
 Shapes: M judged answers, S signals, L longest order, U users.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from attune.types import Demonstration, Preference, Rating, Signal
+from attune.types import Demonstration, Kind, Preference, Rating, Signal
 
 TIE_LOG_NU, TIE_STD = -0.5, 1.0
 """How readily people call it a tie, before they have been seen to: where they often do, a tie says little about the two answers."""
@@ -38,10 +38,13 @@ class Batch:
     order_mask_SL: torch.Tensor
     order_place_SL: torch.Tensor
     order_weight_S: torch.Tensor
-    tie_S2: torch.Tensor
-    tie_place_S2: torch.Tensor
-    tie_weight_S: torch.Tensor
-    thumb_S: torch.Tensor
+    pair_S2: torch.Tensor
+    pair_place_S2: torch.Tensor
+    pair_tied_S: torch.Tensor
+    """Whether it was called a tie; else the first of the pair won."""
+    pair_weight_S: torch.Tensor
+    thumb_S2: torch.Tensor
+    """Both answers of a tie; elsewhere the same answer twice."""
     thumb_up_S: torch.Tensor
     thumb_user_S: torch.Tensor
     thumb_weight_S: torch.Tensor
@@ -55,8 +58,8 @@ class Batch:
 def make_batch(signals: Sequence[Signal], rows: Index, edits: dict[str, int]) -> Batch:
     """Return the signals as tensors; `rows` finds a candidate's features and `edits` those of an edited text by feedback id."""
     orders: list[tuple[list[int], list[int], float]] = []
-    ties: list[tuple[list[int], list[int], float]] = []
-    thumbs: list[tuple[int, float, int, float]] = []
+    pairs: list[tuple[list[int], list[int], bool, float]] = []
+    thumbs: list[tuple[list[int], float, int, float]] = []
     stars: list[tuple[int, int, int, float]] = []
     users: dict[str | None, int] = {}
     for signal in signals:
@@ -64,7 +67,12 @@ def make_batch(signals: Sequence[Signal], rows: Index, edits: dict[str, int]) ->
             case Preference():
                 places = [min(place, NUM_PLACES - 1) for place in signal.places] or [0] * len(signal.order)
                 named = [rows[signal.interaction_id, c] for c in signal.order]
-                (ties if signal.tie else orders).append((named, places, signal.weight))
+                if signal.source is Kind.COMPARISON:
+                    pairs.append((named, places, signal.tie, signal.weight))
+                else:
+                    orders.append((named, places, signal.weight))
+                if signal.good is not None:
+                    thumbs.append((named, float(signal.good), users.setdefault(signal.user, len(users)), signal.weight))
             case Demonstration():
                 if signal.feedback_id in edits:
                     pair = [edits[signal.feedback_id], rows[signal.interaction_id, signal.candidate]]
@@ -73,7 +81,7 @@ def make_batch(signals: Sequence[Signal], rows: Index, edits: dict[str, int]) ->
                 user = users.setdefault(signal.user, len(users))
                 row = rows[signal.interaction_id, signal.candidate]
                 if signal.levels == 2:
-                    thumbs.append((row, float(signal.level), user, signal.weight))
+                    thumbs.append(([row, row], float(signal.level), user, signal.weight))
                 else:
                     stars.append((row, signal.level, user, signal.weight))
     longest = max((len(o) for o, _, _ in orders), default=2)
@@ -82,10 +90,11 @@ def make_batch(signals: Sequence[Signal], rows: Index, edits: dict[str, int]) ->
         order_mask_SL=torch.tensor([[i < len(o) for i in range(longest)] for o, _, _ in orders], dtype=torch.bool).reshape(-1, longest),
         order_place_SL=torch.tensor([p + [0] * (longest - len(p)) for _, p, _ in orders], dtype=torch.long).reshape(-1, longest),
         order_weight_S=torch.tensor([w for _, _, w in orders]),
-        tie_S2=torch.tensor([t for t, _, _ in ties], dtype=torch.long).reshape(-1, 2),
-        tie_place_S2=torch.tensor([p for _, p, _ in ties], dtype=torch.long).reshape(-1, 2),
-        tie_weight_S=torch.tensor([w for _, _, w in ties]),
-        thumb_S=torch.tensor([t[0] for t in thumbs], dtype=torch.long),
+        pair_S2=torch.tensor([p[0] for p in pairs], dtype=torch.long).reshape(-1, 2),
+        pair_place_S2=torch.tensor([p[1] for p in pairs], dtype=torch.long).reshape(-1, 2),
+        pair_tied_S=torch.tensor([p[2] for p in pairs], dtype=torch.bool),
+        pair_weight_S=torch.tensor([p[3] for p in pairs]),
+        thumb_S2=torch.tensor([t[0] for t in thumbs], dtype=torch.long).reshape(-1, 2),
         thumb_up_S=torch.tensor([t[1] for t in thumbs]),
         thumb_user_S=torch.tensor([t[2] for t in thumbs], dtype=torch.long),
         thumb_weight_S=torch.tensor([t[3] for t in thumbs]),
@@ -111,11 +120,12 @@ def nll(batch: Batch, f_M: torch.Tensor, nuisance: torch.Tensor, offset_U: torch
         rest_SL = g_SL.flip(1).logcumsumexp(1).flip(1)
         steps_SL = torch.where(batch.order_mask_SL, rest_SL - g_SL, 0.0)
         total = total + (batch.order_weight_S * steps_SL.sum(1)).sum()
-    if len(batch.tie_weight_S):
-        logits_S3 = _davidson(f_M[batch.tie_S2] + place_L[batch.tie_place_S2], nuisance[_TIES])
-        total = total + (batch.tie_weight_S * (logits_S3.logsumexp(1) - logits_S3[:, 2])).sum()
+    if len(batch.pair_weight_S):
+        logits_S3 = _davidson(f_M[batch.pair_S2] + place_L[batch.pair_place_S2], nuisance[_TIES])
+        said_S = torch.where(batch.pair_tied_S, logits_S3[:, 2], logits_S3[:, 0])
+        total = total + (batch.pair_weight_S * (logits_S3.logsumexp(1) - said_S)).sum()
     if len(batch.thumb_weight_S):
-        logit_S = f_M[batch.thumb_S] + nuisance[_BIAS] + offset_U[batch.thumb_user_S]
+        logit_S = f_M[batch.thumb_S2].mean(1) + nuisance[_BIAS] + offset_U[batch.thumb_user_S]
         total = total + (batch.thumb_weight_S * torch.nn.functional.softplus(logit_S * (1 - 2 * batch.thumb_up_S))).sum()
     if len(batch.star_weight_S):
         p_SL = _star_probabilities(f_M[batch.star_S] + offset_U[batch.star_user_S], nuisance[_STARS])
@@ -131,14 +141,14 @@ def fisher_rows(batch: Batch, phi_MD: torch.Tensor, f_M: torch.Tensor, nuisance:
     if len(batch.order_weight_S):
         signal_A, part_AL = _order_parts(batch, f_M, place_L)
         rows.append(torch.einsum("al,ald->ad", part_AL, phi_MD[batch.order_SL[signal_A]]))
-    if len(batch.tie_weight_S):
-        p_S3 = _davidson(f_M[batch.tie_S2] + place_L[batch.tie_place_S2], nuisance[_TIES]).softmax(1)
+    if len(batch.pair_weight_S):
+        p_S3 = _davidson(f_M[batch.pair_S2] + place_L[batch.pair_place_S2], nuisance[_TIES]).softmax(1)
         win_S, loss_S = p_S3[:, 0], p_S3[:, 1]  # the three outcomes lie at +1/2, -1/2 and 0 of the difference
-        size_S = (batch.tie_weight_S * 0.25 * (win_S + loss_S - (win_S - loss_S) ** 2)).clamp_min(0.0).sqrt()
-        rows.append(size_S[:, None] * (phi_MD[batch.tie_S2[:, 0]] - phi_MD[batch.tie_S2[:, 1]]))
+        size_S = (batch.pair_weight_S * 0.25 * (win_S + loss_S - (win_S - loss_S) ** 2)).clamp_min(0.0).sqrt()
+        rows.append(size_S[:, None] * (phi_MD[batch.pair_S2[:, 0]] - phi_MD[batch.pair_S2[:, 1]]))
     if len(batch.thumb_weight_S):
-        p_S = (f_M[batch.thumb_S] + nuisance[_BIAS] + offset_U[batch.thumb_user_S]).sigmoid()
-        rows.append((batch.thumb_weight_S * p_S * (1 - p_S)).sqrt()[:, None] * phi_MD[batch.thumb_S])
+        p_S = (f_M[batch.thumb_S2].mean(1) + nuisance[_BIAS] + offset_U[batch.thumb_user_S]).sigmoid()
+        rows.append((batch.thumb_weight_S * p_S * (1 - p_S)).sqrt()[:, None] * phi_MD[batch.thumb_S2].mean(1))
     if len(batch.star_weight_S):
         f_S = f_M[batch.star_S] + offset_U[batch.star_user_S]
         low, high = _star_probabilities(f_S - 0.05, nuisance[_STARS]), _star_probabilities(f_S + 0.05, nuisance[_STARS])

@@ -15,6 +15,7 @@ POLICY_UPDATES = Counter("attune_policy_updates_total", "Policy updates by outco
 POLICY_UPDATE_SECONDS = Histogram("attune_policy_update_seconds", "Time of one policy update.", buckets=SECONDS)
 SKIPPED_GROUPS = Counter("attune_groups_skipped_total", "Interactions that PPO did not use, by reason.", ["reason"])
 LATE_LOOKS = Counter("attune_late_looks_total", "Judged interactions whose features serve did not give, made by the learner.")
+LONG_EDITS = Counter("attune_long_edits_total", "Edits not learned from: with their prompt they exceed model.max_context_tokens.")
 TOP_UPS = Counter("attune_top_ups_total", "Prompts put to serve again to learn from, by outcome.", ["outcome"])
 STOPPED = Gauge("attune_learner_stopped", "1 while a tripwire keeps the policy from being updated.")
 LOOP_FAILURES = Counter("attune_learner_loop_failures_total", "Cycles that failed and were tried again.")

@@ -6,6 +6,8 @@ Shapes: T tokens of a row, P predicted tokens, R rows of a chunk, H hidden width
 
 import copy
 import json
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 
 from attune.config import ModelSection
 from attune.errors import ConfigError
@@ -95,12 +97,15 @@ class Policy:
     def step(self, grad_clip: float, scale: float = 1.0, share: float = 1.0) -> float:
         """Apply `scale` x the accumulated gradients to the masters, clear them, and return their norm before clipping.
 
-        `share` is how much of the learning rate is used.
+        `share` is how much of the learning rate is used. A norm that is not finite is returned, and nothing else is done.
         """
         for weight, master in zip(self.weights, self.masters, strict=True):
             master.grad = None if weight.grad is None else weight.grad.float().mul_(scale)
             weight.grad = None
         norm = float(torch.nn.utils.clip_grad_norm_(self.masters, grad_clip))
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad()
+            return norm
         for group in self.optimizer.param_groups:
             group["lr"] = share * self.learning_rate
         self.optimizer.step()
@@ -122,7 +127,10 @@ class Policy:
     def restore(self, snapshot: Snapshot) -> None:
         """Be as at a snapshot, and drop gradients."""
         self.forget_gradients()
-        self.retreat(snapshot, 0.0)
+        with torch.no_grad():
+            for master, old in zip(self.masters, snapshot.masters, strict=True):
+                master.copy_(old)
+        self._push()
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": copy.deepcopy(snapshot.moments)})
         self.critic.take(snapshot.critic)
 
@@ -172,11 +180,14 @@ class Policy:
             tensors |= {f"{name}.{i}": value for name, value in state.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(".new")
-        save_file(tensors, aside)
+        with open(aside, "wb") as written:
+            written.write(save(tensors))
+            written.flush()
+            os.fsync(written.fileno())
         aside.replace(file)
 
     def load_state(self, file: Path) -> None:
-        """Take masters, moments and critic as `save_state` wrote them."""
+        """Take masters, moments and critic as `save_state` wrote them; raises `OSError` or `SafetensorError` where it cannot be read."""
         tensors = load_file(file)
         with torch.no_grad():
             for i, master in enumerate(self.masters):

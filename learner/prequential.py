@@ -1,7 +1,8 @@
 """Score before you learn: each vote is predicted by the version that served before it, then learned. Pure running figures.
 
-Every vote becomes predictions of yes or no: a pair, which of the two is better; a thumb, up or down; stars, above or below the middle
-(those are ranked, not given a probability). Figures per kind of vote and over all of them, on the newest of each.
+Every vote becomes predictions of yes or no: a pair, which of the two is better; a tie, whether of good answers; a thumb, up or down;
+stars, above or below the middle (those are ranked, not given a probability). Figures per kind of vote and over all of them, on the newest
+of each.
 """
 
 import math
@@ -18,7 +19,7 @@ from learner import statistics
 
 WINDOW = 200
 """Newest predictions kept per kind of vote."""
-OVERALL = "overall"
+OVERALL, TIE = "overall", "tie"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,9 @@ class Prequential:
             case Preference(tie=False, order=order):
                 for a, b in combinations(order, 2):
                     self._keep_pair(signal.source, utility[a] - utility[b], scale, turned=a > b)
+            case Preference(good=bool(good), order=(a, b)):
+                margin = (utility[a] + utility[b]) / 2 + scale.thumb_bias
+                self._keep(TIE, Prediction(margin, scale.probability(margin), float(good)))
             case Demonstration(candidate=candidate) if edited is not None:
                 self._keep_pair(Kind.EDIT, edited - utility[candidate], scale, turned=signal.feedback_id[-1:] < "8")
             case Rating(candidate=candidate, level=level, levels=2):
@@ -84,7 +88,7 @@ class Prequential:
         margin = -margin if turned else margin
         self._keep(kind, Prediction(margin, scale.probability(margin), 0.0 if turned else 1.0))
 
-    def _keep(self, kind: Kind, prediction: Prediction) -> None:
+    def _keep(self, kind: str, prediction: Prediction) -> None:
         self._seen.setdefault(str(kind), deque(maxlen=WINDOW)).append(prediction)
 
 

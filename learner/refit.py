@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import structlog
 import torch
@@ -20,10 +21,12 @@ log = structlog.get_logger()
 class Refit:
     """At most one fit at a time, on a thread of its own; what it made waits for `take`."""
 
-    def __init__(self, base: FrozenBase, settings: LearnerSection, stop: threading.Event) -> None:
-        self.base, self.settings, self._stop = base, settings, stop
+    def __init__(self, base: FrozenBase, settings: LearnerSection, stop: threading.Event, memory: Path) -> None:
+        """`memory` is a file that says how many votes the next try waits for, so that a restart does not try again."""
+        self.base, self.settings, self._stop, self._memory = base, settings, stop, memory
         self.ready: Fitted | None = None
-        self.due_at = settings.trunk_votes
+        said = memory.read_text() if memory.is_file() else ""
+        self.due_at = int(said) if said.isdecimal() else settings.trunk_votes
         self._thread: threading.Thread | None = None
 
     def consider(self, votes: int, lesson: Callable[[], Lesson]) -> None:
@@ -32,6 +35,8 @@ class Refit:
             return
         while self.due_at <= votes:
             self.due_at *= 2
+        self._memory.parent.mkdir(parents=True, exist_ok=True)
+        self._memory.write_text(str(self.due_at))
         self._thread = threading.Thread(target=self._run, args=(lesson(),), name="trunk", daemon=True)
         self._thread.start()
 

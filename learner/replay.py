@@ -104,7 +104,9 @@ class Replay:
         self.store.votes_through = version.trained_through
         self.store.traffic_through = int(version.report["traffic_through"])
         if record.kind == "policy":
-            self.cycle.at = replace(self.cycle.at, used_through=int(version.report["used_from"]))
+            used, tried = int(version.report["used_from"]), int(version.report.get("tried_from", self.cycle.at.tried_through))
+            self.cycle.at = replace(self.cycle.at, used_through=used, tried_through=tried)
+            self.cycle.journal.forget_waiting(used)
         if begun := version.report.get("trunk_from"):
             self.cycle.refit.ready = self._trunks.pop(int(begun))
         self.cycle.make(record.kind)

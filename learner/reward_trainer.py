@@ -46,6 +46,8 @@ class Judged:
     rows: Index
     edits: dict[str, int]
     signals: Sequence[Signal]
+    texts: Sequence[str] = ()
+    """What the judged answers say (M), where the effect of styles is to be left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ def fit(
     scale = Scale(temperature, sum(float(s) * f.thumb_bias for s, f in zip(share, fits.values(), strict=True)))
     model = RewardModel(0, center_D, scale_D, mean_D.numpy(), particles_KD.numpy(), scale=scale)
     model, looks = _debiased(model, typical, debias)
-    model = replace(model, anchors=_anchors(model, typical, pessimism, judged.features_MD[-NEWEST_JUDGED:]))
+    newest = judged.features_MD[-NEWEST_JUDGED:], judged.texts[-NEWEST_JUDGED:]
+    model = replace(model, anchors=_anchors(model, typical, pessimism, *newest))
     report = {f"probe_{name}": round(float(s), 4) for name, s in zip(fits, share, strict=True)} | looks
     return model, report | {"temperature": round(temperature, 3)} | {"signals": float(len(judged.signals)), "answers": float(len(z_MD))}
 
@@ -262,7 +265,9 @@ def _debiased(model: RewardModel, typical: Typical, left_out: Sequence[str]) -> 
     return replace(model, debias=Debias(tuple(map(float, mean_S)), chosen)), report
 
 
-def _anchors(model: RewardModel, typical: Typical, pessimism: float, judged_JD: Array | None = None) -> Anchors:
+def _anchors(
+    model: RewardModel, typical: Typical, pessimism: float, judged_JD: Array | None = None, judged_texts: Sequence[str] = ()
+) -> Anchors:
     """Return the range of rewards: that of typical answers, and upwards what people have judged lately (J answers) and found good.
 
     Without the latter a policy would earn nothing for being better than the best of the base's answers.
@@ -272,5 +277,6 @@ def _anchors(model: RewardModel, typical: Typical, pessimism: float, judged_JD: 
     low, high = np.percentile(total_N, [2, 98])
     if judged_JD is not None and len(judged_JD) >= ENOUGH_JUDGED:
         mean_J, spread_J = model.judge(judged_JD)
-        high = max(high, np.percentile(mean_J - pessimism * spread_J, 90))
+        looks_J = model.debias.effect(judged_texts) if judged_texts else np.zeros(len(mean_J), np.float32)
+        high = max(high, np.percentile(mean_J - pessimism * spread_J - looks_J, 90))
     return Anchors(float(total_N.mean()), max(float(total_N.std()), 1e-3), float(low), float(high))

@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="attune sft", description="Teach the policy from demonstrations.")
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
     parser.add_argument("--data", type=Path, required=True, help='JSON lines: {"prompt" or "messages", "completion"}')
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=4, help="demonstrations per optimizer step (default 4)")
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--epochs", type=_count, default=2)
+    parser.add_argument("--batch", type=_count, default=4, help="demonstrations per optimizer step (default 4)")
+    parser.add_argument("--learning-rate", type=_rate, default=2e-4)
     args = parser.parse_args(argv)
     setup_logging("learner")
     try:
@@ -79,8 +79,12 @@ def run(config: Config, data: Path, *, epochs: int, batch: int, learning_rate: f
         base_revision=config.model.revision or "", trained_through=known.trained_through if known else 0, report=report,
         reward_version=known.reward_version if known else 0,
     )  # fmt: skip
-    if after >= before:
+    reason = ""
+    if not after < before:
         reason = f"held-out demonstrations became no likelier: {before:.3f} to {after:.3f} nats per token"
+    elif registry.champion("policy") != live:
+        reason = f"policy {registry.champion('policy')} went live meanwhile, and this one was made from {live}: run it again"
+    if reason:
         registry.move("policy", version.number, State.REJECTED, by="sft", reason=reason)
         print(f"policy {version.number} is refused: {reason}")
         return 1
@@ -92,7 +96,7 @@ def run(config: Config, data: Path, *, epochs: int, batch: int, learning_rate: f
 def read(data: Path, tokenizer: Any, max_tokens: int) -> list[Example]:
     """Return the demonstrations of a file as token ids; raises `ConfigError` that names the first line that is none."""
     try:
-        lines = data.read_text(encoding="utf-8").splitlines()
+        lines = data.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {data}: {error}") from error
     examples = [_example(line, f"{data}:{number}", tokenizer) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -119,7 +123,23 @@ def _example(line: str, where: str, tokenizer: Any) -> Example:
     except Exception as error:  # chat templates raise whatever they like
         raise ConfigError(f"{where} is no demonstration: {error}") from error
     answer = tuple(tokenizer(completion.strip(), add_special_tokens=False)["input_ids"])
-    return Example(prompt, (*answer, tokenizer.eos_token_id))
+    return Example(prompt, answer if tokenizer.eos_token_id is None else (*answer, tokenizer.eos_token_id))
+
+
+def _count(said: str) -> int:
+    if not said.isdecimal() or int(said) < 1:
+        raise argparse.ArgumentTypeError(f"{said!r} is not a whole number above 0")
+    return int(said)
+
+
+def _rate(said: str) -> float:
+    try:
+        rate = float(said)
+    except ValueError:
+        rate = 0.0
+    if not 0.0 < rate < 1.0:
+        raise argparse.ArgumentTypeError(f"{said!r} is not a number between 0 and 1")
+    return rate
 
 
 if __name__ == "__main__":

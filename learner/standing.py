@@ -13,7 +13,7 @@ class Standing:
     policy: int = 0
     reward: int = 0
     reward_through: int = 0
-    """Votes up to here are in the reward champion."""
+    """Votes up to here led to a reward version that became champion, rolled back since or not."""
     trained_through: int = 0
     """Votes up to here are in the policy champion."""
     tried_through: int = 0
@@ -24,13 +24,14 @@ class Standing:
 
 def read(registry: Registry) -> Standing:
     """Return where the registry says that learning stands. A version that was never judged, since its learner died, counts for nothing."""
-    policy, reward = registry.champion("policy"), registry.champion("reward")
-    judged = {p.version for p in registry.log() if p.kind == "policy" and p.move in (State.CHAMPION, State.REJECTED)}
+    policy, reward, log = registry.champion("policy"), registry.champion("reward"), registry.log()
+    judged = {p.version for p in log if p.kind == "policy" and p.move in (State.CHAMPION, State.REJECTED)}
     versions = [registry.version("policy", number) for number in sorted(judged)]
+    fitted = max((p.version for p in log if p.kind == "reward" and p.move is State.CHAMPION), default=0)
     return Standing(
         policy=policy,
         reward=reward,
-        reward_through=registry.version("reward", reward).trained_through if reward else 0,
+        reward_through=registry.version("reward", fitted).trained_through if fitted else 0,
         trained_through=registry.version("policy", policy).trained_through if policy else 0,
         tried_through=max((v.trained_through for v in versions), default=0),
         used_through=max((int(v.report.get("interactions_through", 0)) for v in versions), default=0),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from attune.frozen import FrozenBase
-from attune.packing import pack
+from attune.packing import Packed, pack
 from attune.reward import RewardModel, Scale, unpack
 from attune.trunk import WEIGHTS, Trunk, as_tensors, part, run
 from attune.types import Interaction, Signal
@@ -76,7 +76,7 @@ class Fitted:
 
     def files(self) -> dict[str, bytes]:
         """Return what the version that brings this trunk holds besides."""
-        return {WEIGHTS: self.trunk.to_bytes(), SAID: json.dumps({k: [round(x, 3) for x in v] for k, v in self.said.items()}).encode()}
+        return {WEIGHTS: self.trunk.to_bytes(), SAID: json.dumps({k: list(v) for k, v in self.said.items()}).encode()}
 
 
 def held_back(votes: int) -> int:
@@ -143,14 +143,20 @@ class _Row:
 
     def __init__(self, base: FrozenBase, lower: Any, asked: Asked) -> None:
         self.edits = asked.edits
-        self.packed = pack(asked.interaction.prompt_token_ids, asked.tokens, next(base.network.parameters()).dtype)
+        self.prompt, self.answers = asked.interaction.prompt_token_ids, asked.tokens
+        self.dtype = next(base.network.parameters()).dtype
+        packed = self.packed()
         self.features_ND = torch.from_numpy(unpack(asked.features))
         with torch.no_grad():
-            embedded_TH = base.network.get_input_embeddings()(self.packed.input_ids_1T)[0]
-            self.states_TH = run(lower, embedded_TH, self.packed)
+            embedded_TH = base.network.get_input_embeddings()(packed.input_ids_1T)[0]
+            self.states_TH = run(lower, embedded_TH, packed)
+
+    def packed(self) -> Packed:
+        """Return the row; it is made anew each time, since its mask grows with the square of its length."""
+        return pack(self.prompt, self.answers, self.dtype)
 
     def judge(self, trunk: Trunk) -> torch.Tensor:
-        return trunk.judge(self.states_TH, self.packed, self.features_ND)
+        return trunk.judge(self.states_TH, self.packed(), self.features_ND)
 
     @torch.no_grad()
     def numbers(self, trunk: Trunk) -> list[float]:
@@ -213,9 +219,10 @@ def _predicted(lesson: Lesson, signals: Sequence[Signal], said: Mapping[str, Seq
 
 
 def _by_name(lesson: Lesson, said: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
-    """Return the candidates' numbers by interaction, and each edit's by its feedback id."""
+    """Return the candidates' numbers by interaction, and each edit's by its feedback id, as exact as they will be read again."""
     found: dict[str, Sequence[float]] = {}
-    for name, numbers in said.items():
+    for name, exact in said.items():
+        numbers = [round(x, 3) for x in exact]
         edits = lesson.asked[name].edits if name in lesson.asked else ()
         found[name] = numbers[: len(numbers) - len(edits)]
         found |= {feedback_id: [numbers[len(numbers) - len(edits) + k]] for k, feedback_id in enumerate(edits)}

@@ -36,5 +36,20 @@ def weigh(casts: Sequence[Cast], *, half_life_s: float, max_importance: float) -
     for cast, weight in zip(casts, plain, strict=True):
         total[cast.user] += weight
     whole = {user: min(weight, (FULL_VOTES * weight) ** 0.5) for user, weight in total.items()}
-    limit = max(MIN_SHARE, SHARE_PER_USER / len(whole)) * sum(whole.values())
+    limit = _limit(sorted(whole.values(), reverse=True), max(MIN_SHARE, SHARE_PER_USER / len(whole)))
     return [weight * min(whole[cast.user], limit) / total[cast.user] for cast, weight in zip(casts, plain, strict=True)]
+
+
+def _limit(falling: Sequence[float], share: float) -> float:
+    """Return the highest limit that is no more than a share of what weighs in all once everybody is held to it.
+
+    >>> _limit([90.0, 10.0, 10.0, 10.0], 0.4)
+    20.0
+    """
+    rest = sum(falling)
+    for held, weight in enumerate(falling):
+        limit = share * rest / (1.0 - share * held) if share * held < 1.0 else float("inf")
+        if weight <= limit:
+            return limit
+        rest -= weight
+    return falling[-1]

@@ -37,6 +37,8 @@ class Verdict:
     base_distinct_share: float
     base_finished_share: float
     base_repeating_share: float
+    base_flawless_share: float
+    """The base's answers that no answer could beat, over all of them, one weight per prompt: even a perfect policy only ties with those."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields, rounded for reading."""
@@ -84,6 +86,7 @@ def judge(taste: Taste, answers: Mapping[Ask, Sequence[Answer]], base: Mapping[A
         mean_words=_mean([float(len(words(answer.text))) for ask in asks for answer in answers[ask]]),
         **{f"{name}_share": share for name, share in looks.items()},
         **{f"base_{name}_share": share for name, share in base_looks.items()},
+        base_flawless_share=_mean([_mean([float(compare(1.0, b) == 0.5) for b in base_scores[ask]]) for ask in asks]),
     )
 
 

@@ -20,6 +20,7 @@ from attune.simulate.curve import Point
 from attune.simulate.judge import Verdict, judge
 from attune.simulate.tastes import SENSE, Answer, Ask, Taste
 from attune.simulate.users import ANSWERS_WANTED, choose_kind, vote
+from attune.types import Kind
 
 JUDGE_CLIENTS = 16
 SETTLED = frozenset({"live", "rolled_back", "unusable", "withdrawn"})
@@ -113,11 +114,12 @@ class Session:
         Random(plan.seed).shuffle(asks)
         numbered = enumerate(islice(cycle(asks), plan.votes))
         with self._journal.open("a") as journal:
-            for round_number, size in enumerate(_rounds(plan.votes, plan.judge_at)):
+            rounds = _rounds(plan.votes, plan.judge_at)
+            for round_number, size in enumerate(rounds):
                 self.progress.phase = "voting"
                 turn = iter(list(islice(numbered, size)))
                 await asyncio.gather(*(self._person(number, turn, journal) for number in range(plan.clients)))
-                if len(self.acknowledged) < plan.votes:
+                if round_number < len(rounds) - 1:
                     await self._judge(("alone", "base reranked") if round_number == 0 else ("alone",))
         self.progress.phase = "waiting for the learner"
         await self._settle()
@@ -147,6 +149,8 @@ class Session:
             self.progress.chats += 1
             self.progress.policy_versions.add(reply.policy_version)
             given = vote(kind, self.plan.taste, ask, reply.answers, reply.candidates, self.plan.noise, random)
+            if kind is Kind.EDIT and given.kind is Kind.THUMB and Kind.THUMB not in self.plan.kinds:
+                continue  # nothing to mend, and no other way to say so
             feedback_id = await self.line.vote(reply, given, user)
             if self.plan.votes_on == "base":
                 await self.line.ask(replace(question, model=ARMS["alone"].model))

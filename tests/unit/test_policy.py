@@ -1,5 +1,6 @@
 """The adapter: version 0 is the base, the chunked head equals the plain one with its gradient, and a state comes back whole."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,17 @@ def test_steps_stop_once_the_policy_has_moved_too_far(policy: Policy) -> None:
     report = ppo.update(policy, [first, rollout(policy, (2.0, -1.0, -1.0))], settings)
     assert report["steps"] == 1
     assert all(weight.grad is None for weight in policy.weights)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_a_snapshot_mends_anything(policy: Policy) -> None:
+    old = policy.snapshot()
+    policy.weights[0].grad = torch.full_like(policy.weights[0], float("nan"))
+    assert math.isnan(policy.step(1.0))
+    assert all(torch.equal(m, o) for m, o in zip(policy.masters, old.masters, strict=True))
+    with torch.no_grad():
+        policy.masters[0].fill_(float("nan"))
+    policy.restore(old)
+    assert all(torch.equal(m, o) for m, o in zip(policy.masters, old.masters, strict=True))
 
 
 def test_a_smaller_update_takes_a_smaller_step(policy: Policy) -> None:

@@ -20,9 +20,9 @@ def rating(candidate: int, level: int, levels: int, source: Kind) -> Rating:
     return Rating("fb", "i1", candidate, level, levels, 1.0, source, "u1")
 
 
-def preference(*order: int, tie: bool = False, source: Kind = Kind.COMPARISON) -> Preference:
+def preference(*order: int, good: bool | None = None, source: Kind = Kind.COMPARISON) -> Preference:
     places = tuple({2: 0, 0: 1}.get(candidate, 2) for candidate in order)
-    return Preference("fb", "i1", order, tie, 1.0, source, "u1", places)
+    return Preference("fb", "i1", order, good is not None, 1.0, source, "u1", places, good)
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ def preference(*order: int, tie: bool = False, source: Kind = Kind.COMPARISON) -
         (said(Kind.RATING, 1), rating(2, 0, 5, Kind.RATING)),
         (said(Kind.RATING, 5, choice=1), rating(0, 4, 5, Kind.RATING)),
         (said(Kind.COMPARISON, {"better": 3, "worse": 1}), preference(3, 1)),
-        (said(Kind.COMPARISON, {"tie": "good", "between": [1, 3]}), preference(1, 3, tie=True)),
-        (said(Kind.COMPARISON, {"tie": "bad", "between": [1, 3]}), preference(1, 3, tie=True)),
+        (said(Kind.COMPARISON, {"tie": "good", "between": [1, 3]}), preference(1, 3, good=True)),
+        (said(Kind.COMPARISON, {"tie": "bad", "between": [1, 3]}), preference(1, 3, good=False)),
         (said(Kind.RANKING, [3, 0, 1]), preference(3, 0, 1, source=Kind.RANKING)),
         (said(Kind.EDIT, "wholly other words", choice=1), Demonstration("fb", "i1", 0, "wholly other words", 1.0, "u1")),
         (said(Kind.THUMB, 1, aspect="overall"), rating(2, 1, 2, Kind.THUMB)),

@@ -27,6 +27,8 @@ def test_figures_per_kind_and_over_all() -> None:
     running.add(Rating("s", "i", 0, 2, 5, 1.0, Kind.RATING, None), [0.0], PLAIN)
     running.add(Demonstration("e", "i", 0, "better", 1.0, None), [0.0], PLAIN, edited=2.0)
     running.add(Preference("t", "i", (0, 1), True, 1.0, Kind.COMPARISON, None), [3.0, 1.0], PLAIN)  # a tie says neither
+    running.add(Preference("g", "i", (0, 1), True, 1.0, Kind.COMPARISON, None, good=True), [3.0, -1.0], PLAIN)  # ... but of what
+    running.add(Preference("b", "i", (0, 1), True, 1.0, Kind.COMPARISON, None, good=False), [3.0, -1.0], PLAIN)
     found = running.figures()
     assert found["ranking_accuracy"] == pytest.approx(2 / 3, abs=1e-3)
     assert (found["thumb_accuracy"], found["thumb_auroc"]) == (1.0, 1.0)
@@ -35,8 +37,9 @@ def test_figures_per_kind_and_over_all() -> None:
     assert "rating_ece" not in found  # stars are ranked, not foretold
     assert found["edit_accuracy"] == 1.0
     assert "comparison_predicted" not in found
-    assert found["overall_predicted"] == 8
-    assert found["overall_accuracy"] == pytest.approx(6 / 7, abs=1e-3)
+    assert (found["tie_accuracy"], found["tie_predicted"]) == (0.5, 2)
+    assert found["overall_predicted"] == 10
+    assert found["overall_accuracy"] == pytest.approx(7 / 9, abs=1e-3)
 
 
 def test_the_bias_of_thumbs_and_the_temperature_are_in_the_probability() -> None:

@@ -12,7 +12,7 @@ from attune.errors import RegistryError
 from attune.frozen import NUM_SCALARS
 from attune.reward import Anchors, RewardModel
 from attune.types import Demonstration, Kind, Preference, Rating, Signal
-from learner.likelihoods import NUM_NUISANCE, TIE_LOG_NU, Index, fisher_rows, make_batch, nll
+from learner.likelihoods import NUM_NUISANCE, TIE_LOG_NU, Batch, Index, fisher_rows, make_batch, nll
 from learner.reward_trainer import Judged, Typical, _posterior, fit
 
 HIDDEN = 32
@@ -118,12 +118,52 @@ def test_ties_are_symmetric_and_pull_together() -> None:
     assert float(nll(ties[0], torch.zeros(2), *zero)) < first
 
 
-def test_a_pair_is_bradley_terry_and_a_ranking_is_plackett_luce() -> None:
+def test_a_tie_of_good_answers_lifts_both_and_one_of_bad_answers_lowers_both() -> None:
+    rows: Index = {("i", 0): 0, ("i", 1): 1}
+    for good in (True, False):
+        batch = make_batch([Preference("f", "i", (0, 1), True, 1.0, Kind.COMPARISON, "u", good=good)], rows, {})
+        f = torch.tensor([0.4, 0.1], requires_grad=True)
+        unsaid = make_batch([Preference("f", "i", (0, 1), True, 1.0, Kind.COMPARISON, "u")], rows, {})
+        rest = torch.zeros(NUM_NUISANCE), torch.zeros(1)
+        thumb = math.log(1 + math.exp(-0.25 if good else 0.25))
+        assert float(nll(batch, f.detach(), *rest)) == pytest.approx(float(nll(unsaid, f.detach(), *rest)) + thumb, rel=1e-5)
+        (nll(batch, f, *rest) - nll(unsaid, f, *rest)).backward()  # type: ignore[no-untyped-call]
+        assert f.grad is not None
+        assert ((f.grad < 0) == good).all()
+
+
+def test_a_tie_says_little_where_people_often_call_it_one_and_much_where_they_seldom_do() -> None:
+    """The readiness is learned from how often it is called a tie, not from how many were counted."""
+    rows: Index = {("i", 0): 0, ("i", 1): 1}
+    found = []
+    for ties, decided in ((40, 0), (40, 40), (40, 400)):
+        signals = [Preference(f"t{n}", "i", (0, 1), True, 1.0, Kind.COMPARISON, None) for n in range(ties)]
+        signals += [Preference(f"d{n}", "i", (n % 2, 1 - n % 2), False, 1.0, Kind.COMPARISON, None) for n in range(decided)]
+        batch, nuisance = make_batch(signals, rows, {}), torch.zeros(NUM_NUISANCE, requires_grad=True)
+        optimizer = torch.optim.LBFGS([nuisance], max_iter=50, line_search_fn="strong_wolfe")
+
+        def closure(batch: Batch = batch, nuisance: torch.Tensor = nuisance) -> torch.Tensor:
+            nuisance.grad = None
+            loss = nll(batch, torch.zeros(2), nuisance, torch.zeros(0))
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        found.append(math.exp(TIE_LOG_NU + float(nuisance.detach()[-1])))
+    assert found[1] == pytest.approx(2.0, rel=0.1)  # nu of equal answers: ties by half of the decided
+    assert found[2] == pytest.approx(0.2, rel=0.1)
+    assert found[0] > 5 * found[1]
+
+
+def test_an_edit_is_bradley_terry_a_comparison_davidson_and_a_ranking_plackett_luce() -> None:
     rows: Index = {("i", k): k for k in range(3)}
     f = torch.tensor([0.7, -0.2, 1.1])
     zero = torch.zeros(NUM_NUISANCE), torch.zeros(0)
+    edit = make_batch([Demonstration("f", "i", 1, "better", 2.0, None)], rows, {"f": 0})
+    assert float(nll(edit, f, *zero)) == pytest.approx(2 * math.log(1 + math.exp(-0.9)), rel=1e-5)
     pair = make_batch([Preference("f", "i", (0, 1), False, 2.0, Kind.COMPARISON, None)], rows, {})
-    assert float(nll(pair, f, *zero)) == pytest.approx(2 * math.log(1 + math.exp(-0.9)), rel=1e-5)
+    others = math.exp(-0.9) + math.exp(TIE_LOG_NU - 0.45)
+    assert float(nll(pair, f, *zero)) == pytest.approx(2 * math.log(1 + others), rel=1e-5)
     order = make_batch([Preference("f", "i", (2, 0, 1), False, 1.0, Kind.RANKING, None)], rows, {})
     e = [math.exp(x) for x in f.tolist()]
     expected = -math.log(e[2] / sum(e)) - math.log(e[0] / (e[0] + e[1]))
@@ -145,6 +185,7 @@ def test_fisher_rows_are_the_information_of_every_stage_and_tie() -> None:
     orders = [((0, 1), 1.0), ((2, 3, 4), 0.5), ((5, 6, 7, 8), 2.0)]
     signals = [Preference(f"f{n}", "i", order, False, weight, Kind.RANKING, None) for n, (order, weight) in enumerate(orders)]
     signals.append(Preference("tie", "i", (1, 7), True, 0.7, Kind.COMPARISON, None))
+    signals.append(Preference("good", "i", (2, 3), True, 0.4, Kind.COMPARISON, None, good=True))
     batch = make_batch(signals, {("i", k): k for k in range(9)}, {})
     phi, f, nuisance = torch.randn(9, 5), torch.randn(9), 0.3 * torch.randn(NUM_NUISANCE)
     expected = torch.zeros(5, 5)
@@ -153,11 +194,14 @@ def test_fisher_rows_are_the_information_of_every_stage_and_tie() -> None:
             left = torch.tensor(order[stage:])
             chance = f[left].softmax(0)
             expected += weight * torch.cov(phi[left].t(), correction=0, aweights=chance)
-    outcomes = torch.stack([phi[1], phi[7], (phi[1] + phi[7]) / 2])
-    chance = torch.stack([f[1], f[7], (f[1] + f[7]) / 2 + TIE_LOG_NU + nuisance[-1]]).softmax(0)
-    expected += 0.7 * torch.cov(outcomes.t(), correction=0, aweights=chance)
-    rows = fisher_rows(batch, phi, f, nuisance, torch.zeros(0))
-    assert len(rows) == 1 + 2 + 3 + 1  # as few as it takes
+    for a, b, weight in ((1, 7, 0.7), (2, 3, 0.4)):
+        outcomes = torch.stack([phi[a], phi[b], (phi[a] + phi[b]) / 2])
+        chance = torch.stack([f[a], f[b], (f[a] + f[b]) / 2 + TIE_LOG_NU + nuisance[-1]]).softmax(0)
+        expected += weight * torch.cov(outcomes.t(), correction=0, aweights=chance)
+    up, mean = ((f[2] + f[3]) / 2 + nuisance[0]).sigmoid(), (phi[2] + phi[3]) / 2
+    expected += 0.4 * up * (1 - up) * torch.outer(mean, mean)
+    rows = fisher_rows(batch, phi, f, nuisance, torch.zeros(1))
+    assert len(rows) == 1 + 2 + 3 + 1 + 2  # as few as it takes
     assert torch.allclose(rows.t() @ rows, expected, atol=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,28 @@ def test_a_version_that_learned_nothing_is_refused(config: Config) -> None:
     registry = Registry(config.registry_folder)
     assert registry.champion("policy") == 0
     assert registry.state("policy", 1) is State.REJECTED
+
+
+def test_a_policy_that_went_live_meanwhile_is_not_overrun(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, train = Registry(config.registry_folder), sft.train
+
+    def slowly(policy: Policy, *args: Any, **more: Any) -> dict[str, float]:
+        files = policy.adapter_files()
+        lineage = {"base_model": config.model_identity, "base_revision": "", "trained_through": 5, "report": {}, "reward_version": 0}
+        other = registry.publish("policy", files, parent=0, **lineage)
+        registry.promote("policy", other.number, by="learner", reason="passed the gate")
+        return train(policy, *args, **more)
+
+    monkeypatch.setattr(sft, "train", slowly)
+    assert sft_command.run(config, write(config.home, list(LINES)), epochs=2, batch=4, learning_rate=1e-3) == 1
+    assert (registry.champion("policy"), registry.state("policy", 2)) == (1, State.REJECTED)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--batch", "0"), ("--epochs", "-1"), ("--learning-rate", "-1"), ("--learning-rate", "nan")])
+def test_options_that_make_no_sense_are_named(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        sft_command.main(["--data", "x.jsonl", option, value])
+    assert option in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

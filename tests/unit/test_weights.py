@@ -37,3 +37,12 @@ def test_importance_moves_weight_and_makes_none() -> None:
     weights = weigh(casts, half_life_s=DAY, max_importance=4.0)
     assert weights[0] == pytest.approx(4 * weights[1])
     assert sum(weights) == pytest.approx(3.0)
+
+
+def test_no_share_exceeds_the_limit_however_many_are_loud() -> None:
+    """Three loud people among a hundred: held to three equal shares of what weighs in the end, not of what they shout."""
+    casts = [Cast(f"loud-{n}", 0.0, 1.0) for n in range(3) for _ in range(300)] + [Cast(f"user-{n}", 0.0, 1.0) for n in range(100)]
+    weights = weigh(casts, **PLAIN)
+    for n in range(3):
+        assert sum(weights[300 * n : 300 * (n + 1)]) / sum(weights) == pytest.approx(3.0 / 103)
+    assert weights[900:] == pytest.approx([1.0] * 100)
