@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from attune.errors import ConfigError
 from attune.report import KINDS, Entry, Report
 from attune.types import QUALITY
 
@@ -41,8 +42,14 @@ def page(report: Report, simulations: Sequence[dict[str, Any]]) -> str:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    """Return the results that simulations left in a folder, oldest first."""
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("*/result.json"))]
+    """Return the results that simulations left in a folder, oldest first; raises `ConfigError` that names a file that is none."""
+    found = []
+    for file in sorted(folder.glob("*/result.json")):
+        try:
+            found.append(json.loads(file.read_text()))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file} is not what a simulation writes ({error}): remove it, or simulate again") from error
+    return found
 
 
 def _summary(report: Report) -> str:

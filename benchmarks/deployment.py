@@ -1,6 +1,7 @@
 """A fresh Attune for as long as a block runs: `attune up` in a home folder of its own, with the demo model."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from attune import config, demo_model, halt
 from attune.progress import Progress
+from feedback.store import Store
 
 START_S = 300.0
 PORT = int(os.environ.get("ATTUNE_SERVE__PORT", "8765"))
@@ -93,6 +95,20 @@ class Deployment:
         samples = [s for family in families for s in family.samples if s.name == f"{name}_bucket"]
         wanted = [s for s in samples if all(s.labels.get(k) == v for k, v in labels.items())]
         return [(float(s.labels["le"]), s.value) for s in wanted]
+
+    def zero_lag(self) -> dict[str, float]:
+        """Return how far the sampler's log-probs of version 0 are from the frozen pass's, in nats per token: mean distance and k3 KL."""
+        store = Store.open(f"sqlite:///{self.home / 'store.sqlite'}")
+        gaps = [
+            ours - theirs
+            for _, i in store.interactions_after(0, 10**6)
+            if i.policy_version == 0
+            for c in i.candidates
+            for ours, theirs in zip(c.ref_logprobs or (), c.logprobs, strict=False)
+        ]
+        store.close()
+        distance, k3 = (sum(values) / max(1, len(gaps)) for values in ([abs(g) for g in gaps], [math.exp(g) - 1.0 - g for g in gaps]))
+        return {"tokens": float(len(gaps)), "distance": distance, "k3": k3}
 
     def reports(self, kind: str) -> list[dict[str, Any]]:
         """Return the reports of all published versions of a kind, oldest first."""

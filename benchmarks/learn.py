@@ -88,6 +88,7 @@ class Runs:
                     "policies": deployment.reports("policy"),
                     "rewards": deployment.reports("reward")[-1:],
                     "halted": deployment.halted(),
+                    "zero_lag": deployment.zero_lag(),
                 }
                 shutil.copy(deployment.home / "simulate" / "run" / "answers.jsonl", self.folder / f"{name}.answers.jsonl")
             return result

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import structlog
@@ -22,7 +23,7 @@ from attune.reward import OWN
 from attune.terms import Terms
 from attune.types import ArtifactKind, Demonstration, Interaction, State, Version
 from feedback.store import Store
-from learner import challenger, gate, metrics, reward_trainer, standing
+from learner import challenger, gate, metrics, reward_trainer, sft, standing
 from learner.challenger import Challenger
 from learner.data import Journal
 from learner.evaluate import Looks
@@ -38,6 +39,8 @@ from learner.trunk_trainer import Lesson, Stopped
 
 log = structlog.get_logger()
 
+TAUGHT_PER_UPDATE = 4
+"""Demonstrations of `attune sft` that ride along in a policy update."""
 ALL_PROBES_EVERY = 8
 """Store positions after which a reward fit tries probes again that had no say in the last one."""
 
@@ -69,6 +72,7 @@ class Cycle:
         self.reward = self.eye.load(0)
         self.stop = stop
         self._live = 0
+        self._taught: list[Example] = []
         self._known: Looks = {}
         self._not_before = 0.0
         self._show = show
@@ -160,6 +164,7 @@ class Cycle:
         else:
             self.policy.reset()
         self._live, self._known = champion, {}
+        self._taught = sft.taught(self.registry, champion)
 
     def _take_up_state(self, champion: int) -> None:
         """Go on with what the optimizer knew when this version was made, if that can still be read."""
@@ -296,9 +301,10 @@ class Cycle:
         return chosen[::-1], through
 
     def _demonstrations(self) -> list[Example]:
-        """Return the edits that no judged policy has seen."""
+        """Return the edits that no judged policy has seen, and a few of the demonstrations that this one comes from."""
         fresh = set(self.journal.votes_after(self.at.tried_through))
-        return [
+        few = Random(f"{self.config.learner.seed}/{self._live}").sample(self._taught, min(TAUGHT_PER_UPDATE, len(self._taught)))
+        return few + [
             Example(self.journal.judged[s.interaction_id].prompt_token_ids, self._edited_ids(s.text), s.weight)
             for s in self.journal.signals(fresh)
             if isinstance(s, Demonstration) and s.feedback_id in self.edits

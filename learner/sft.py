@@ -1,9 +1,10 @@
 """Supervised fine-tuning: the policy is taught answers as people would have had them. Leaves files and versions to `sft_command`.
 
 The loss is the mean negative log-likelihood of an answer's tokens (the prompt's are not learned). PPO adds the same loss, with a small
-weight, for the edits among its votes.
+weight, for the edits among its votes, and for a few of the demonstrations that the policy was taught before: votes should not undo them.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,12 @@ from random import Random
 
 import torch
 
-from attune.errors import Diverged
+from attune.errors import Diverged, RegistryError
+from attune.registry import Registry
 from learner.policy import Policy
+
+TAUGHT = "demonstrations.json"
+"""What a version was taught, among its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,26 @@ def nll(policy: Policy, example: Example) -> torch.Tensor:
     """Return the mean negative log-likelihood of the answer's tokens (nats, temperature 1), differentiable."""
     logprob_P, _ = policy.logprobs(policy.row(example.prompt, [example.answer]), 1.0)
     return -logprob_P.mean()
+
+
+def to_file(examples: Sequence[Example]) -> bytes:
+    """Return demonstrations as the file `TAUGHT` of a version."""
+    return json.dumps([{"prompt": e.prompt, "answer": e.answer} for e in examples]).encode()
+
+
+def taught(registry: Registry, policy: int) -> list[Example]:
+    """Return what a policy version and those that it was made from were taught by demonstrations, the newest file first."""
+    found: list[Example] = []
+    while policy:
+        version = registry.version("policy", policy)
+        if TAUGHT in version.files:
+            try:
+                said = json.loads((registry.folder("policy", policy) / TAUGHT).read_bytes())
+                found += [Example(tuple(one["prompt"]), tuple(one["answer"])) for one in said]
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                raise RegistryError(f"the demonstrations of policy version {policy} cannot be read: {error}") from error
+        policy = version.parent
+    return found
 
 
 def held_out_nll(policy: Policy, examples: Sequence[Example]) -> float:

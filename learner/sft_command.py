@@ -1,7 +1,7 @@
 """`attune sft --data demonstrations.jsonl`: demonstrations in, a policy version like any other out.
 
 Each line is `{"prompt": "..." or "messages": [...], "completion": "..."}`. One in ten is held out; the version goes live if those became
-more likely. A learner that runs beside it goes on from there.
+more likely. A learner that runs beside it goes on from there, and keeps a few of them in every update.
 """
 
 import argparse
@@ -74,8 +74,9 @@ def run(config: Config, data: Path, *, epochs: int, batch: int, learning_rate: f
     after = sft.held_out_nll(policy, held)
     report = figures | {"stage": "sft", "held_out_nll_before": before, "held_out_nll_after": after, "seconds": time.monotonic() - started}
     known = registry.version("policy", live) if live else None
+    files = publish.files(policy, probes, parent, report) | {sft.TAUGHT: sft.to_file(taught)}
     version = registry.publish(
-        "policy", publish.files(policy, probes, parent, report), parent=live, base_model=config.model_identity,
+        "policy", files, parent=live, base_model=config.model_identity,
         base_revision=config.model.revision or "", trained_through=known.trained_through if known else 0, report=report,
         reward_version=known.reward_version if known else 0,
     )  # fmt: skip

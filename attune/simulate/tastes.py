@@ -173,11 +173,15 @@ def _warmth(ask: Ask, answer: Answer) -> float:
 
 
 def _plainness(ask: Ask, answer: Answer) -> float:
-    """Half for short words (4 letters on average are best, 5.6 worth nothing), half for short sentences (10 words; 24 worth nothing)."""
+    """Half for short words (4 letters on average are best, 5.6 worth nothing), half for short sentences (10 words; 24 worth nothing).
+
+    Fewer than six words explain nothing, and are worth less in proportion: "Mmm!" is plain, and no answer.
+    """
     said = words(answer.text)
     letters = sum(map(len, said)) / len(said)
     longest = max(len(words(part)) for part in sentences(answer.text))
-    return 0.5 * min(1.0, max(0.0, (5.6 - letters) / 1.6)) + 0.5 * min(1.0, max(0.0, (24 - longest) / 14))
+    plain = 0.5 * min(1.0, max(0.0, (5.6 - letters) / 1.6)) + 0.5 * min(1.0, max(0.0, (24 - longest) / 14))
+    return min(1.0, len(said) / 6) * plain
 
 
 def _sense(ask: Ask, answer: Answer) -> float:

@@ -14,7 +14,6 @@ import torch
 from attune.config import LearnerSection
 from attune.reward import RewardModel
 from learner import advantages, ppo
-from learner.gate import MAX_EMPTY, MIN_ENTROPY_NATS
 from learner.rollout import make_rollout
 from tests.fixtures.toy_language import (
     DEEP,
@@ -104,7 +103,7 @@ def test_an_empty_answer_below_every_other_helps_by_itself() -> None:
 
 def test_no_champion_that_mostly_says_nothing_passes_the_gate() -> None:
     gated, bare = shrinking(0, held=False, nothing_is_worst=False, gated=True), shrinking(0, held=False, nothing_is_worst=False)
-    assert max(day.empty for day in gated) <= MAX_EMPTY + 1e-3
+    assert max(day.empty for day in gated) < 0.3
     assert max(day.empty for day in bare) > 0.6
 
 
@@ -193,7 +192,7 @@ def test_the_hinge_holds_kl_where_without_it_kl_runs_away(beta: float, beyond: f
     assert np.mean([evening.kl for evening in loose]) > SETTINGS.kl_budget_nats + beyond
 
 
-def test_a_controller_that_multiplies_undoes_the_gain_and_the_hinge_keeps_it() -> None:
+def test_a_controller_that_multiplies_undoes_the_gain_and_a_fixed_price_keeps_it() -> None:
     base, held, steered = len(FRIENDLY) / WORDS, hinged(0), befriended(Multiplying(SETTINGS.kl_beta, 0.0), 0)
     for evenings, least, most in ((held, 0.5, 1.0), (steered, 0.0, 0.4)):
         gains = [evening.friendly - base for evening in evenings]
@@ -237,8 +236,8 @@ def narrowing(gated: bool = False, wired: bool = False, days: int = 18) -> tuple
 
 
 def test_no_champion_without_entropy_passes_the_gate() -> None:
-    assert min(day.entropy for day in narrowing(gated=True)) >= MIN_ENTROPY_NATS
-    assert min(day.entropy for day in narrowing()) < 0.7 * MIN_ENTROPY_NATS
+    assert min(day.entropy for day in narrowing(gated=True)) >= 0.02
+    assert min(day.entropy for day in narrowing()) < 0.014
 
 
 def test_tripwires_stop_a_learner_that_says_the_same_to_everybody() -> None:

@@ -123,6 +123,29 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_a_snapshot_mends_anyt
     assert all(torch.equal(m, o) for m, o in zip(policy.masters, old.masters, strict=True))
 
 
+def test_a_challenger_that_moved_too_far_goes_back_by_halves_and_at_last_altogether(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, old = rollout(policy, (2.0, -1.0, -1.0)), policy.snapshot()
+    settings = LearnerSection(optimizer_steps=1, kl_beta=0.0, max_groups_per_update=1)
+
+    def moved(bound: float) -> tuple[float, float]:
+        """Return how far a challenger is from its parent, in nats per answer and in its weights."""
+        policy.restore(old)
+        monkeypatch.setattr(ppo, "MAX_STEP_KL_NATS", bound)
+        made = challenger.train(policy, [group], [], settings, live=0, end_token=2, about={})
+        far = max(float((m.detach() - o).abs().max()) for m, o in zip(policy.masters, old.masters, strict=True))
+        return made.report["step_kl"], far
+
+    free, far = moved(1e9)
+    held, near = moved(0.6 * free)
+    assert held <= 0.6 * free
+    assert far / near in [pytest.approx(2.0**halvings) for halvings in (1, 2, 3)]
+    with pytest.raises(Diverged, match="even after halving it"):
+        moved(1e-6 * free)
+    assert all(torch.equal(m, o) for m, o in zip(policy.masters, old.masters, strict=True))
+
+
 def test_a_smaller_update_takes_a_smaller_step(policy: Policy) -> None:
     one, old = rollout(policy, (2.0, -1.0, -1.0)), policy.snapshot()
     moved = []

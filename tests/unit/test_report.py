@@ -61,6 +61,9 @@ def test_the_command_writes_the_page(home: Path, monkeypatch: pytest.MonkeyPatch
     assert (home / "report.html").read_text().startswith("<!doctype html>")
     assert "overall" in capsys.readouterr().out
     assert cli.main(["report", "--out", "/proc/report.html"]) == 2
+    (home / "simulate" / "one" / "result.json").write_text('{"taste": "sh')
+    assert cli.main(["report"]) == 2
+    assert "result.json is not what a simulation writes" in capsys.readouterr().err
 
 
 def test_nothing_learned_yet(tmp_path: Path) -> None:

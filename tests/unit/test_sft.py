@@ -1,6 +1,7 @@
 """Demonstrations: a version like any other out of a file, refused where it taught nothing, and what is said of lines that are none."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from attune.frozen import load_base
 from attune.prompt import render
 from attune.registry import Registry
 from attune.types import State
-from learner import ppo, sft, sft_command
+from learner import challenger, ppo, sft, sft_command
+from learner.cycle import TAUGHT_PER_UPDATE
 from learner.policy import Policy
 from learner.rollout import Rollout
 from learner.sft import Example
+from tests.fixtures.world import World
 
 LINES = [{"prompt": f"Question {n}?", "completion": "The same answer to all."} for n in range(12)]
 
@@ -65,6 +68,31 @@ def test_a_policy_that_went_live_meanwhile_is_not_overrun(config: Config, monkey
     monkeypatch.setattr(sft, "train", slowly)
     assert sft_command.run(config, write(config.home, list(LINES)), epochs=2, batch=4, learning_rate=1e-3) == 1
     assert (registry.champion("policy"), registry.state("policy", 2)) == (1, State.REJECTED)
+
+
+def test_votes_go_on_with_what_the_policy_was_taught(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, train, rode = World(tmp_path, tiny_model), challenger.train, list[Sequence[Example]]()
+
+    def watched(*args: Any, demonstrations: Sequence[Example], **more: Any) -> challenger.Challenger:
+        rode.append(demonstrations)
+        return train(*args, demonstrations=demonstrations, **more)
+
+    monkeypatch.setattr(challenger, "train", watched)
+    assert sft_command.run(world.config, write(tmp_path, list(LINES)), epochs=2, batch=4, learning_rate=1e-3) == 0
+    cycle, taught = world.learner(), sft.taught(world.registry, 1)
+    assert len(taught) == 10
+    world.votes(5)
+    world.votes(5, version=1)
+    cycle.once()
+    assert len(rode[0]) == TAUGHT_PER_UPDATE
+    assert set(rode[0]) <= set(taught)
+    assert world.registry.version("policy", world.registry.champion("policy")).parent == 1
+    for _ in range(2):
+        world.registry.roll_back("policy", by="operator", reason="test")
+    world.votes(5)
+    cycle.once()
+    assert rode[1] == []
+    world.store.close()
 
 
 @pytest.mark.parametrize(("option", "value"), [("--batch", "0"), ("--epochs", "-1"), ("--learning-rate", "-1"), ("--learning-rate", "nan")])

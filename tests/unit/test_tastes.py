@@ -91,6 +91,7 @@ def test_scores_lie_in_the_unit_interval_and_a_cut_off_answer_never_gains(text: 
             "Bees make it. It is sweet.",
             "Bees make it and it is sweet and you can put it on bread or in tea or eat it from the jar with a spoon.",
         ),
+        ("plain", "Bees make it. It is sweet.", "Mmm!"),
         ("friendly", "Glad you are back. Can I help with dinner?", "Home is where one lives. Work is elsewhere."),
     ],
 )
