@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from attune.config import LearnerSection
+from attune.config import LearnerSection, ServeSection
 from attune.reward import RewardModel
 from learner import advantages, ppo
 from learner.rollout import make_rollout
@@ -265,3 +265,11 @@ def test_rewards_that_nearly_tie_move_the_policy_little(monkeypatch: pytest.Monk
     monkeypatch.setattr(advantages, "SCALE_FLOOR", 1e-9)
     assert steady < 0.01
     assert wandering(0) > 0.3
+
+
+def test_the_guards_stand_where_nobody_says_otherwise() -> None:
+    learner, serve = LearnerSection(), ServeSection()
+    assert min(learner.pessimism, serve.pessimism) >= 0.25
+    assert learner.kl_beta >= 0.05
+    assert learner.kl_hinge >= 0.2
+    assert learner.kl_budget_nats <= 10.0
