@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from attune.errors import ConfigError, Conflict, IllegalMove, RegistryError
+from attune.files import sync_folder, write_durably
 from attune.types import ArtifactKind, Promotion, State, Version
 
 MANIFEST = "manifest.json"
@@ -70,7 +71,7 @@ class Registry:
         aside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
         try:
             for name, data in files.items():
-                _write_durably(aside / name, data)
+                write_durably(aside / name, data)
             digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
             while True:
                 number = max(self.numbers(kind), default=0) + 1
@@ -78,14 +79,14 @@ class Registry:
                     kind, number, digests, parent, base_model, base_revision, time.time(), trained_through,
                     number if reward_version is None else reward_version, dict(report), events,
                 )  # fmt: skip
-                _write_durably(aside / MANIFEST, json.dumps(asdict(version), indent=1).encode())
+                write_durably(aside / MANIFEST, json.dumps(asdict(version), indent=1).encode())
                 try:
                     aside.rename(folder / f"{number:06d}")
                 except OSError:
                     if not (folder / f"{number:06d}").exists():
                         raise
                     continue  # somebody else took the number: try the next
-                _sync_folder(folder)
+                sync_folder(folder)
                 return version
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -232,19 +233,4 @@ class Registry:
             raise Conflict(f"promotion record {record.number} was written by somebody else just now: look again") from error
         finally:
             os.unlink(file.name)
-        _sync_folder(path.parent)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_folder(path.parent)

@@ -58,6 +58,8 @@ class Debias:
 
     def effect(self, texts: Sequence[str]) -> Array:
         """Return the part of every answer's utility that its looks explain."""
+        if not any(self.weight):
+            return np.zeros(len(texts), np.float32)
         part: Array = (style(texts) - np.array(self.mean, np.float32)) @ np.array(self.weight, np.float32)
         return part
 

@@ -98,7 +98,7 @@ class Deployment:
 
     def zero_lag(self) -> dict[str, float]:
         """Return how far the sampler's log-probs of version 0 are from the frozen pass's, in nats per token: mean distance and k3 KL."""
-        store = Store.open(f"sqlite:///{self.home / 'store.sqlite'}")
+        store = Store.open(config.load(None, {"ATTUNE_HOME": str(self.home)}).store_url)
         gaps = [
             ours - theirs
             for _, i in store.interactions_after(0, 10**6)

@@ -47,7 +47,7 @@ def derive(interaction: Interaction, feedback: Feedback) -> tuple[Signal, ...]:
 
 def teaches(feedback: Feedback) -> bool:
     """Return whether anything is learned from votes of this kind and aspect."""
-    return feedback.kind not in NOT_LEARNED and feedback.aspect in (None, OVERALL)
+    return feedback.kind not in NOT_LEARNED and _is_overall(feedback)
 
 
 def why_unusable(interaction: Interaction, feedback: Feedback) -> str | None:
@@ -67,9 +67,13 @@ def misfit(shown: tuple[int, ...], num_candidates: int, feedback: Feedback) -> s
     missing = [index for index in candidates_named(feedback.kind, feedback.value) if index >= num_candidates]
     if missing:
         return f"candidate {missing[0]} does not exist: there were {num_candidates}"
-    if feedback.aspect not in (None, OVERALL):
+    if not _is_overall(feedback):
         return f"the aspect {feedback.aspect!r} is stored, but only overall votes are learned"
     return None
+
+
+def _is_overall(feedback: Feedback) -> bool:
+    return feedback.aspect in (None, OVERALL)
 
 
 def distance(before: str, after: str) -> float:

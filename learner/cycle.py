@@ -225,7 +225,7 @@ class Cycle:
 
     def lesson(self) -> Lesson:
         """Return what a trunk could be made of now: the newest votes in force, and what is typical."""
-        edited = {ident: (self._edited_ids(self._edited[ident]), features) for ident, features in self.edits.items()}
+        edited = {ident: (sft.answer_ids(self.tokenizer, self._edited[ident]), features) for ident, features in self.edits.items()}
         return lesson(self._judged().signals, self.journal, edited, self.base.feature_width, self.reward.version)
 
     def _learn_policy(self) -> None:
@@ -305,19 +305,15 @@ class Cycle:
         fresh = set(self.journal.votes_after(self.at.tried_through))
         few = Random(f"{self.config.learner.seed}/{self._live}").sample(self._taught, min(TAUGHT_PER_UPDATE, len(self._taught)))
         return few + [
-            Example(self.journal.judged[s.interaction_id].prompt_token_ids, self._edited_ids(s.text), s.weight)
+            Example(self.journal.judged[s.interaction_id].prompt_token_ids, sft.answer_ids(self.tokenizer, s.text), s.weight)
             for s in self.journal.signals(fresh)
             if isinstance(s, Demonstration) and s.feedback_id in self.edits
         ]
 
-    def _edited_ids(self, text: str) -> tuple[int, ...]:
-        ids, eos = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]), self.tokenizer.eos_token_id
-        return (*ids, eos) if eos is not None else ids
-
     def _look_at_edits(self) -> None:
         for signal in self.journal.signals():
             if isinstance(signal, Demonstration) and self._edited.get(signal.feedback_id) != signal.text:
-                interaction, ids = self.journal.judged[signal.interaction_id], self._edited_ids(signal.text)
+                interaction, ids = self.journal.judged[signal.interaction_id], sft.answer_ids(self.tokenizer, signal.text)
                 if len(interaction.prompt_token_ids) + len(ids) <= self.config.model.max_context_tokens:
                     self.edits[signal.feedback_id] = self.eye.edited(interaction, ids)
                 else:

@@ -7,7 +7,6 @@ Shapes: T tokens of a row, P predicted tokens, R rows of a chunk, H hidden width
 import copy
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save
 
 from attune.config import ModelSection
 from attune.errors import ConfigError
+from attune.files import write_durably
 from attune.frozen import HEAD_ROWS
 from attune.packing import Packed, pack
 from learner.critic import Critic
@@ -127,18 +127,15 @@ class Policy:
     def restore(self, snapshot: Snapshot) -> None:
         """Be as at a snapshot, and drop gradients."""
         self.forget_gradients()
-        with torch.no_grad():
-            for master, old in zip(self.masters, snapshot.masters, strict=True):
-                master.copy_(old)
-        self._push()
+        self.retreat(snapshot, 0.0)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": copy.deepcopy(snapshot.moments)})
         self.critic.take(snapshot.critic)
 
     def retreat(self, snapshot: Snapshot, share: float) -> None:
-        """Keep only `share` of the way that the weights have made since a snapshot."""
+        """Keep only `share` of the way that the weights have made since a snapshot; none of it, wherever it led, if that is 0."""
         with torch.no_grad():
             for master, old in zip(self.masters, snapshot.masters, strict=True):
-                master.copy_(old + share * (master - old))
+                master.copy_(old + share * (master - old) if share else old)
         self._push()
 
     def adapter_files(self) -> dict[str, bytes]:
@@ -180,10 +177,7 @@ class Policy:
             tensors |= {f"{name}.{i}": value for name, value in state.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(".new")
-        with open(aside, "wb") as written:
-            written.write(save(tensors))
-            written.flush()
-            os.fsync(written.fileno())
+        write_durably(aside, save(tensors))
         aside.replace(file)
 
     def load_state(self, file: Path) -> None:

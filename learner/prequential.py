@@ -46,13 +46,11 @@ class Prequential:
                 for a, b in combinations(order, 2):
                     self._keep_pair(signal.source, utility[a] - utility[b], scale, turned=a > b)
             case Preference(good=bool(good), order=(a, b)):
-                margin = (utility[a] + utility[b]) / 2 + scale.thumb_bias
-                self._keep(TIE, Prediction(margin, scale.probability(margin), float(good)))
+                self._keep_thumb(TIE, (utility[a] + utility[b]) / 2, scale, good)
             case Demonstration(candidate=candidate) if edited is not None:
                 self._keep_pair(Kind.EDIT, edited - utility[candidate], scale, turned=signal.feedback_id[-1:] < "8")
             case Rating(candidate=candidate, level=level, levels=2):
-                margin = utility[candidate] + scale.thumb_bias
-                self._keep(Kind.THUMB, Prediction(margin, scale.probability(margin), float(level)))
+                self._keep_thumb(Kind.THUMB, utility[candidate], scale, bool(level))
             case Rating(candidate=candidate, level=level, levels=levels):
                 self._keep(signal.source, Prediction(utility[candidate], None, level / (levels - 1)))
 
@@ -87,6 +85,10 @@ class Prequential:
         """Keep a pair, half of them the other way round: else every answer would be yes."""
         margin = -margin if turned else margin
         self._keep(kind, Prediction(margin, scale.probability(margin), 0.0 if turned else 1.0))
+
+    def _keep_thumb(self, kind: str, utility: float, scale: Scale, up: bool) -> None:
+        margin = utility + scale.thumb_bias
+        self._keep(kind, Prediction(margin, scale.probability(margin), float(up)))
 
     def _keep(self, kind: str, prediction: Prediction) -> None:
         self._seen.setdefault(str(kind), deque(maxlen=WINDOW)).append(prediction)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 
@@ -27,6 +28,12 @@ class Example:
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     weight: float = 1.0
+
+
+def answer_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Return the tokens of an answer, with its end where the tokenizer has one."""
+    ids, end = tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), tokenizer.eos_token_id
+    return ids if end is None else (*ids, end)
 
 
 def nll(policy: Policy, example: Example) -> torch.Tensor:

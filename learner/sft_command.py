@@ -16,6 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from attune import config as configuration
+from attune.arguments import count, share
 from attune.config import Config
 from attune.errors import AttuneError, ConfigError
 from attune.frozen import load_base
@@ -37,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="attune sft", description="Teach the policy from demonstrations.")
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
     parser.add_argument("--data", type=Path, required=True, help='JSON lines: {"prompt" or "messages", "completion"}')
-    parser.add_argument("--epochs", type=_count, default=2)
-    parser.add_argument("--batch", type=_count, default=4, help="demonstrations per optimizer step (default 4)")
+    parser.add_argument("--epochs", type=count, default=2)
+    parser.add_argument("--batch", type=count, default=4, help="demonstrations per optimizer step (default 4)")
     parser.add_argument("--learning-rate", type=_rate, default=2e-4)
     args = parser.parse_args(argv)
     setup_logging("learner")
@@ -123,23 +124,13 @@ def _example(line: str, where: str, tokenizer: Any) -> Example:
         raise ConfigError(f"{where}: {error} is missing; a line needs prompt or messages, and completion") from error
     except Exception as error:  # chat templates raise whatever they like
         raise ConfigError(f"{where} is no demonstration: {error}") from error
-    answer = tuple(tokenizer(completion.strip(), add_special_tokens=False)["input_ids"])
-    return Example(prompt, answer if tokenizer.eos_token_id is None else (*answer, tokenizer.eos_token_id))
+    return Example(prompt, sft.answer_ids(tokenizer, completion.strip()))
 
 
-def _count(said: str) -> int:
-    if not said.isdecimal() or int(said) < 1:
-        raise argparse.ArgumentTypeError(f"{said!r} is not a whole number above 0")
-    return int(said)
-
-
-def _rate(said: str) -> float:
-    try:
-        rate = float(said)
-    except ValueError:
-        rate = 0.0
-    if not 0.0 < rate < 1.0:
-        raise argparse.ArgumentTypeError(f"{said!r} is not a number between 0 and 1")
+def _rate(text: str) -> float:
+    rate = share(text)
+    if rate in (0.0, 1.0):
+        raise argparse.ArgumentTypeError("must lie between 0 and 1, and be neither")
     return rate
 
 

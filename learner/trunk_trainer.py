@@ -76,7 +76,7 @@ class Fitted:
 
     def files(self) -> dict[str, bytes]:
         """Return what the version that brings this trunk holds besides."""
-        return {WEIGHTS: self.trunk.to_bytes(), SAID: json.dumps({k: list(v) for k, v in self.said.items()}).encode()}
+        return {WEIGHTS: self.trunk.to_bytes(), SAID: json.dumps(dict(self.said)).encode()}
 
 
 def held_back(votes: int) -> int:

@@ -66,9 +66,8 @@ class Answerer:
         with self.slots.lease(ask.version) as policy:
             draw = await sample(policy, max(ask.num_candidates, wanted))
         scored = Scored(draw.candidates, 0)
-        if (
-            ask.conversation_id != EVALUATION or len(draw.candidates) > wanted
-        ):  # else nothing is ranked; the learner looks if it is voted on
+        # What only measures and is not ranked goes unscored: the learner looks at it if it is voted on.
+        if ask.conversation_id != EVALUATION or len(draw.candidates) > wanted:
             wish = Wish(question(ask.messages), ask.objectives)
             scored = await self.scorer.score(draw.prompt_token_ids, draw.candidates, draw.sampling.temperature, wish)
         candidates = scored.candidates

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from attune.arguments import count, share, whole
 from attune.config import Config
 from attune.errors import ConfigError, RequestError, Unavailable
 from attune.simulate.rubrics import RUBRICS
@@ -20,19 +21,19 @@ KNOWN = TASTES | RUBRICS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `attune simulate`."""
     parser.add_argument("--taste", choices=sorted(KNOWN), default="short", help="what the people like, hidden from the server")
-    parser.add_argument("--votes", type=_count, default=200, help="votes to cast in all (default 200)")
-    parser.add_argument("--clients", type=_count, default=4, help="people at the same time (default 4)")
-    parser.add_argument("--noise", type=_share, default=0.1, help="share of votes that say the opposite of what was meant (default 0.1)")
+    parser.add_argument("--votes", type=count, default=200, help="votes to cast in all (default 200)")
+    parser.add_argument("--clients", type=count, default=4, help="people at the same time (default 4)")
+    parser.add_argument("--noise", type=share, default=0.1, help="share of votes that say the opposite of what was meant (default 0.1)")
     parser.add_argument("--seed", type=int, default=0, help="repeats the people's choices exactly")
     parser.add_argument("--kinds", nargs="+", choices=sorted(KINDS), default=list(KINDS), help="kinds of votes to mix (default all)")
-    parser.add_argument("--max-tokens", type=_count, default=48, help="longest answer asked for (default 48)")
+    parser.add_argument("--max-tokens", type=count, default=48, help="longest answer asked for (default 48)")
     parser.add_argument("--url", default=None, help="the server (default: the configured host and port)")
     parser.add_argument("--api-key", default=None, help="default: $ATTUNE_API_KEY, else the file `api-key` in the home folder")
-    parser.add_argument("--judge-prompts", type=_whole, default=60, help="held-out prompts to judge by; 0 skips the judge (default 60)")
+    parser.add_argument("--judge-prompts", type=whole, default=60, help="held-out prompts to judge by; 0 skips the judge (default 60)")
     parser.add_argument(
-        "--judge-at", type=_count, nargs="+", default=[], metavar="VOTES", help="judge after so many votes too (default: at the end alone)"
+        "--judge-at", type=count, nargs="+", default=[], metavar="VOTES", help="judge after so many votes too (default: at the end alone)"
     )
-    parser.add_argument("--judge-samples", type=_count, default=1, help="unranked answers per prompt and side (default 1)")
+    parser.add_argument("--judge-samples", type=count, default=1, help="unranked answers per prompt and side (default 1)")
     parser.add_argument("--judge-temperature", type=float, default=None, help="default: the server's own; 0 is greedy")
     parser.add_argument("--judge-off-task", action="store_true", help="judge at the end on tasks that nobody votes on, too")
     parser.add_argument(
@@ -102,24 +103,3 @@ def _api_key(given: str | None, config: Config) -> str:
         return file.read_text().strip()
     except OSError as error:
         raise ConfigError(f"no API key: give --api-key or set ATTUNE_API_KEY ({file}: {error.strerror})") from error
-
-
-def _count(text: str) -> int:
-    value = _whole(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError("must lie between 0 and 1")
-    return value

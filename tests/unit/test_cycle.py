@@ -1,7 +1,7 @@
 """The loop of learning over a real store and registry, with a tiny model: what it publishes, follows, survives and never does twice."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +17,6 @@ from learner.policy import Policy
 from learner.replay import Replay
 from learner.trunk_trainer import Stopped
 from tests.fixtures.world import QUICK, World
-
-
-@pytest.fixture
-def world(tmp_path: Path, tiny_model: Path) -> Iterator[World]:
-    made = World(tmp_path, tiny_model)
-    yield made
-    made.store.close()
 
 
 def masters(cycle: Cycle) -> torch.Tensor:

@@ -1,22 +1,11 @@
 """What must not stop the loop of learning: votes that it cannot use, files that it cannot read, operators who take something back."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 import torch
 
 from attune.types import Feedback, Kind, State
 from learner import metrics
 from learner.data import MAX_VOTES
 from tests.fixtures.world import World
-
-
-@pytest.fixture
-def world(tmp_path: Path, tiny_model: Path) -> Iterator[World]:
-    made = World(tmp_path, tiny_model)
-    yield made
-    made.store.close()
 
 
 def test_an_edit_longer_than_the_model_can_read_stops_nothing(world: World) -> None:

@@ -1,6 +1,5 @@
 """The trunk: layers of the reward model's own that start as the frozen ones, learn from votes, and go live only if they judge better."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,13 +26,6 @@ ANSWERS = [list(range(40, 52)), [7], list(range(60, 83)), []]
 @pytest.fixture(scope="module")
 def base(tiny_model: Path) -> FrozenBase:
     return FrozenBase(load_base(str(tiny_model), None, torch.float32))
-
-
-@pytest.fixture
-def world(tmp_path: Path, tiny_model: Path) -> Iterator[World]:
-    made = World(tmp_path, tiny_model)
-    yield made
-    made.store.close()
 
 
 def a_trunk(base: FrozenBase) -> Trunk:
