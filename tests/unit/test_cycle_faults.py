@@ -1,10 +1,14 @@
 """What must not stop the loop of learning: votes that it cannot use, files that it cannot read, operators who take something back."""
 
+from pathlib import Path
+
 import torch
 
+from attune.frozen import fastest_dtype
 from attune.types import Feedback, Kind, State
 from learner import metrics
 from learner.data import MAX_VOTES
+from learner.replay import Replay
 from tests.fixtures.world import World
 
 
@@ -71,3 +75,15 @@ def test_a_restart_does_not_try_the_same_trunk_again(world: World) -> None:
     cycle.once()
     cycle.refit.wait()
     assert world.learner().refit.due_at == cycle.refit.due_at == 8
+
+
+def test_a_past_with_a_diverged_update_can_be_made_again(tmp_path: Path, tiny_model: Path) -> None:
+    """Its rollouts were used up, though no version tells of it."""
+    world = World(tmp_path, tiny_model, dtype=fastest_dtype())
+    cycle = world.learner()
+    for shift in (-3.0, 0.0):
+        world.votes(5, shift=shift)
+        cycle.once()
+    assert world.registry.version("policy", 1).report["groups"] == 5
+    assert [o.same for o in Replay(world.config, tmp_path / "again").until(1)] == [True, True, True]
+    world.store.close()
