@@ -16,7 +16,7 @@ demo: $(INSTALLED)  ## a fresh Attune, 200 votes by simulated people, and what t
 test: $(INSTALLED) chromium  ## every test, on real parts
 	$(BIN)/python -m pytest -q
 
-test-slow: $(INSTALLED)  ## what is too long for every day
+test-slow: $(INSTALLED)  ## the longest of the tests alone
 	$(BIN)/python -m pytest -q -m slow --timeout 3600
 
 check: $(INSTALLED)  ## format, lint, types, and the rules of the house
@@ -28,7 +28,7 @@ check: $(INSTALLED)  ## format, lint, types, and the rules of the house
 bench: $(INSTALLED)  ## the figures of the README
 	$(BIN)/python -m benchmarks.loop
 
-examples: $(INSTALLED)  ## three worked examples, written to docs/examples.md (about 25 minutes)
+examples: $(INSTALLED)  ## three worked examples, written to docs/examples.md (about half an hour)
 	$(BIN)/python -m benchmarks.examples
 
 .PHONY: chromium

@@ -1,14 +1,16 @@
 """The whole configuration: one TOML file, one section per program plus shared ones, frozen and checked once at the entry.
 
-Defaults < file < environment (`ATTUNE_SERVE__PORT=8010` sets `port` in `[serve]`). Unknown keys are refused. Secrets are not here.
+Defaults < file < environment (`ATTUNE_SERVE__PORT=8010` sets `port` in `[serve]`). Unknown keys are refused. Of secrets there
+is one at most, the password in `store.url`.
 """
 
+import json
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -269,14 +271,22 @@ def _apply(data: dict[str, Any], name: str, value: str) -> None:
     inner = data.setdefault(section, {})
     if not isinstance(inner, dict):
         raise ConfigError(f"{name}: there is no section {section!r}")
-    inner[key] = value
+    inner[key] = [part.strip() for part in value.split(",") if part.strip()] if _is_list(section, key) else value
+
+
+def _is_list(section: str, key: str) -> bool:
+    """Whether a setting is a list: the environment names its parts with commas between."""
+    known = Config.model_fields[section].annotation if section in Config.model_fields else None
+    if not (isinstance(known, type) and issubclass(known, _Section)):
+        return False
+    return key in known.model_fields and get_origin(known.model_fields[key].annotation) is list
 
 
 def _literal(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON's escapes are TOML's
     if isinstance(value, list):
         return "[" + ", ".join(map(_literal, value)) + "]"
     return str(value)

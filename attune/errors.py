@@ -1,7 +1,6 @@
 """Every error that crosses a room, sorted by what its catcher does.
 
-A class exists here only because someone catches it by name. Exit codes and HTTP statuses belong to the error, so that the outer
-loops need no table of their own.
+A class exists here only because someone catches it by name.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Published versions and the promotion log: the only code that reads or writes the registry folder.
+"""Published versions and the promotion log: the only code that writes to the registry folder.
 
 A version is an immutable folder, written aside and renamed into place; what happens to it later is a numbered record, created only
 if absent, as in Delta Lake's log: so compare-and-swap, history, audit and rollback need nothing else. Version 0 is the bare base

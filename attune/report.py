@@ -26,7 +26,7 @@ class Entry:
     votes: int
     """Votes that it and its ancestors learned."""
     remark: str
-    """Why it was refused or taken back; empty otherwise."""
+    """What the gate said of it, or why it was refused or taken back."""
 
     def figure(self, name: str) -> float | None:
         """Return a number of its report."""
@@ -65,7 +65,9 @@ def _entries(registry: Registry, kind: ArtifactKind) -> list[Entry]:
         version, state = registry.version(kind, number), registry.state(kind, number)
         learned[number] = learned.get(version.parent, 0) + len(version.events)
         moves = [p for p in log if (p.kind, p.version) == (kind, number)]
-        remark = moves[-1].reason if moves and state in (State.REJECTED, State.ROLLED_BACK) else ""
+        remark = "passed" if state in (State.CHAMPION, State.RETIRED) else "not judged yet"
+        if moves and state in (State.REJECTED, State.ROLLED_BACK):
+            remark = moves[-1].reason
         entries.append(Entry(version, state, learned[number], remark))
     return entries
 
@@ -85,7 +87,7 @@ def _policy_table(policies: Sequence[Entry]) -> Table:
     for entry in policies:
         when = datetime.fromtimestamp(entry.version.created_at).strftime("%m-%d %H:%M:%S")
         shown = [_number(entry.figure(name)) for name in columns]
-        table.add_row(str(entry.version.number), entry.state, when, str(entry.votes), *shown, entry.remark or "passed")
+        table.add_row(str(entry.version.number), entry.state, when, str(entry.votes), *shown, entry.remark)
     return table
 
 

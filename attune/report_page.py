@@ -74,10 +74,7 @@ def _policies(policies: Sequence[Entry]) -> str:
     head = ["policy", "state", "votes", *PRICES, "gate"]
     return _table(
         head,
-        [
-            [str(e.version.number), str(e.state), str(e.votes), *(_cell(e.figure(name)) for name in PRICES), e.remark or "passed"]
-            for e in policies
-        ],
+        [[str(e.version.number), str(e.state), str(e.votes), *(_cell(e.figure(name)) for name in PRICES), e.remark] for e in policies],
     )
 
 

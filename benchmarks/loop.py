@@ -4,6 +4,7 @@
 questions one at a time, and prints medians, their ratio, and one JSON object as the last line.
 """
 
+import math
 import os
 import statistics
 import subprocess
@@ -95,9 +96,9 @@ def votes(http: httpx.Client) -> dict[str, float]:
     last = time.monotonic()
     reached: dict[str, float] = {}
     while "policy" not in reached and time.monotonic() - last < 180:
-        receipt = http.get(f"/v1/feedback/{idents[-1]}").json()
-        for stage, there in (("reward", receipt["reward_version"]), ("policy", receipt["live_since"])):
-            if there is not None:
+        receipt, ranks_by = http.get(f"/v1/feedback/{idents[-1]}").json(), http.get("/readyz").json()["reward_version"]
+        for stage, there in (("reward", ranks_by >= (receipt["reward_version"] or math.inf)), ("policy", receipt["status"] == "live")):
+            if there:
                 reached.setdefault(stage, time.monotonic() - last)
         time.sleep(0.05)
     return {"vote_acknowledged_p50_s": statistics.median(acknowledged)} | {f"vote_to_{k}_s": v for k, v in reached.items()}

@@ -51,7 +51,7 @@ def main() -> int:
 def run(config: Config, stop: threading.Event) -> int:
     """Connect, however long it takes, and consume until `stop` is set."""
     if config.feedback.metrics_port:
-        start_http_server(config.feedback.metrics_port)
+        start_http_server(config.feedback.metrics_port, "127.0.0.1")
     parts: tuple[Store, Bus] | None = None
     while parts is None and not stop.is_set():
         parts = _connect(config, stop)

@@ -51,17 +51,15 @@ def teaches(feedback: Feedback) -> bool:
 
 
 def why_unusable(interaction: Interaction, feedback: Feedback) -> str | None:
-    """Return why nothing can be learned from a vote that is well-formed in itself; None if it fits its interaction."""
+    """Return why nothing is learned from a vote that is well-formed in itself; None if something is."""
     reason = misfit(interaction.shown, len(interaction.candidates), feedback)
     if reason is None and feedback.kind is Kind.EDIT:
-        original = interaction.candidates[interaction.shown[feedback.choice]].text
-        if original.strip() == feedback.value.strip():
-            return "the edited text is the answer itself"
+        return unchanged(interaction.candidates[interaction.shown[feedback.choice]].text, feedback)
     return reason
 
 
 def misfit(shown: tuple[int, ...], num_candidates: int, feedback: Feedback) -> str | None:
-    """Return which part of a vote does not exist in an interaction with these choices; None if all do."""
+    """Return what keeps a vote on an interaction with these choices from being learned, whatever its answers say; None if nothing does."""
     if feedback.choice >= len(shown):
         return f"choice {feedback.choice} does not exist: the reply had {len(shown)}"
     missing = [index for index in candidates_named(feedback.kind, feedback.value) if index >= num_candidates]
@@ -69,7 +67,14 @@ def misfit(shown: tuple[int, ...], num_candidates: int, feedback: Feedback) -> s
         return f"candidate {missing[0]} does not exist: there were {num_candidates}"
     if not _is_overall(feedback):
         return f"the aspect {feedback.aspect!r} is stored, but only overall votes are learned"
+    if feedback.kind in NOT_LEARNED:
+        return f"votes of the kind {feedback.kind.value!r} are stored, but nothing is learned from them yet"
     return None
+
+
+def unchanged(original: str, feedback: Feedback) -> str | None:
+    """Return why nothing can be learned from an edit of this text; None if it says something else."""
+    return "the edited text is the answer itself" if original.strip() == str(feedback.value).strip() else None
 
 
 def _is_overall(feedback: Feedback) -> bool:

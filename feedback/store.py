@@ -55,7 +55,7 @@ class StoredFeedback:
     """False: withdrawn."""
     stored_at: float
     unusable: str | None = None
-    """Which part of it does not exist in its interaction (see `feedback.preferences.misfit`)."""
+    """Why nothing is learned from it (see `feedback.preferences.misfit`)."""
 
 
 @dataclass(frozen=True, slots=True)

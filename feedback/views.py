@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import func, select
 
-from attune.types import Feedback
+from attune.types import Feedback, Kind
 from feedback.database import fetch, open_engine, reading
-from feedback.models import FeedbackRow, InteractionRow
+from feedback.models import CandidateRow, FeedbackRow, InteractionRow
+from feedback.preferences import NOT_LEARNED, OVERALL, unchanged
 from feedback.rows import vote_from
 from feedback.store import CHUNK, StoreCounts, StoredFeedback, count, select_stored, stored_from
 
@@ -44,7 +45,13 @@ class Views:
         """Return a vote in its latest state; None while the store does not hold it together with its interaction."""
         with reading(self._engine) as db:
             rows = fetch(db, select_stored().where(FeedbackRow.id == feedback_id))
-        return stored_from(rows[0]) if rows else None
+            found = stored_from(rows[0]) if rows else None
+            if found is None or found.unusable is not None or found.feedback.kind is not Kind.EDIT:
+                return found
+            index = json.loads(rows[0]["shown"])[found.feedback.choice]
+            edited = (CandidateRow.interaction_id == found.feedback.interaction_id, CandidateRow.index == index)
+            original = json.loads(db.execute(select(CandidateRow.text).where(*edited)).scalar_one())
+        return replace(found, unusable=unchanged(original, found.feedback))
 
     def orphan(self, feedback_id: str) -> Feedback | None:
         """Return a vote that is stored and waits for its interaction."""
@@ -72,13 +79,12 @@ class Views:
             return count(db)
 
     def learned(self, through: int) -> int:
-        """Return how many votes in force were stored up to a position."""
+        """Return how many votes in force that teach something were stored up to a position."""
+        kinds = FeedbackRow.kind.not_in([kind.value for kind in NOT_LEARNED])
+        overall = FeedbackRow.aspect.is_(None) | (FeedbackRow.aspect == OVERALL)
+        taught = (FeedbackRow.in_force, FeedbackRow.position <= through, kinds, overall)
         with reading(self._engine) as db:
-            return int(
-                db.execute(
-                    select(func.count()).select_from(FeedbackRow).where(FeedbackRow.in_force, FeedbackRow.position <= through)
-                ).scalar_one()
-            )
+            return int(db.execute(select(func.count()).select_from(FeedbackRow).where(*taught)).scalar_one())
 
     def close(self) -> None:
         """Close the connections."""

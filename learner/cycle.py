@@ -57,10 +57,10 @@ class Cycle:
         policy: Policy,
         tokenizer: Any,
         stop: threading.Event,
-        top_up: Callable[[Sequence[Interaction]], int] = lambda prompts: 0,
+        top_up: Callable[[Sequence[Interaction]], int | None] = lambda prompts: 0,
         show: Callable[[Version], None] = lambda version: None,
     ) -> None:
-        """`top_up` has the prompts of interactions answered anew and returns how many were; `show` is told of what was published."""
+        """`top_up` has the prompts of interactions answered anew (see `Readiness`); `show` is told of what was published."""
         self.config, self.registry, self.base, self.policy, self.tokenizer = config, registry, base, policy, tokenizer
         self.eye = Eye(base, registry)
         self.journal = Journal(store, self.eye.seen)

@@ -22,8 +22,8 @@ TOP_UP_WAIT_S = 15.0
 class Readiness:
     """The questions that come before an update."""
 
-    def __init__(self, config: Config, journal: Journal, top_up: Callable[[Sequence[Interaction]], int]) -> None:
-        """`top_up` has the prompts of interactions answered anew and returns how many were."""
+    def __init__(self, config: Config, journal: Journal, top_up: Callable[[Sequence[Interaction]], int | None]) -> None:
+        """`top_up` has the prompts of interactions answered anew and returns how many were; None while that is under way."""
         self.config, self.journal, self._top_up = config, journal, top_up
         self._waiting_since: float | None = None
         self._topped_until: float | None = None
@@ -55,6 +55,8 @@ class Readiness:
             return False
         if self._topped_until is None:
             made = self._top_up(self.journal.newest_prompts(settings.top_up_groups - have))
+            if made is None:
+                return True
             self._topped_until = now + (TOP_UP_WAIT_S if made else 0.0)
             if not made:
                 self._idle_until = now + settings.max_vote_wait_s

@@ -3,6 +3,7 @@
 Asked of serve like any request, so that they travel and are stored like all rollouts; serve turns them away while a person waits.
 """
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,28 +20,42 @@ TIMEOUT_S = 60.0
 
 
 class TopUp:
-    """The learner's own client of serve."""
+    """The learner's own client of serve. It asks on a thread of its own, so that votes do not wait for answers."""
 
     def __init__(self, config: Config, transport: httpx.BaseTransport | None = None) -> None:
         """`transport` stands in for the network in tests."""
         self._key_file: Path = config.home / "api-key"
         self._http = httpx.Client(base_url=config.learner.serve_url or config.base_url, timeout=TIMEOUT_S, transport=transport)
         self._candidates = config.serve.num_candidates
+        self._thread: threading.Thread | None = None
+        self._made = 0
 
-    def ask(self, interactions: Sequence[Interaction]) -> int:
-        """Have the prompts of these interactions answered anew and return how many were; stops at the first that serve turns away."""
-        made = 0
+    def ask(self, interactions: Sequence[Interaction]) -> int | None:
+        """Begin to have the prompts of these interactions answered anew; return how many were once it is done, and None until then.
+
+        While answers are being drawn, asking for others only tells how it stands.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._draw, args=(interactions,), name="top-up", daemon=True)
+            self._thread.start()
+        if self._thread.is_alive():
+            return None
+        self._thread = None
+        return self._made
+
+    def _draw(self, interactions: Sequence[Interaction]) -> None:
+        """Ask one after the other; stop at the first that serve turns away."""
+        self._made = 0
         for interaction in interactions:
             try:
                 reply = self._http.post("/v1/chat/completions", json=self._body(interaction), headers=self._headers())
                 reply.raise_for_status()
             except (httpx.HTTPError, OSError) as error:
                 metrics.TOP_UPS.labels("refused").inc()
-                log.info("top_up_refused", reason=type(error).__name__, made=made)
+                log.info("top_up_refused", reason=type(error).__name__, made=self._made)
                 break
             metrics.TOP_UPS.labels("made").inc()
-            made += 1
-        return made
+            self._made += 1
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._key_file.read_text().strip()}"}

@@ -104,7 +104,8 @@ async def _request_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unavailable(request: Request, error: Exception) -> JSONResponse:
-    response = _answer(RequestError(f"{error} Nothing was lost: try again.", status=503, code="unavailable"))
+    text = f"{str(error).rstrip('.')}. This request was not carried out; what was acknowledged before is safe. Try again."
+    response = _answer(RequestError(text, status=503, code="unavailable"))
     response.headers["retry-after"] = "1"
     return response
 

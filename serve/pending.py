@@ -16,10 +16,10 @@ class Pending:
         self._lock = threading.Lock()
         self._votes: OrderedDict[str, Feedback] = OrderedDict()
         self._withdrawn: set[str] = set()
-        self._keys: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._keys: OrderedDict[str, tuple[str, str, float]] = OrderedDict()
 
-    def event_id(self, key: str, content: str, *, fresh: bool = False) -> str:
-        """Return the event id of a request sent under an idempotency key: the same for a repetition, and only for that (not if `fresh`).
+    def event(self, key: str, content: str, now: float, *, fresh: bool = False) -> tuple[str, float]:
+        """Return event id and time of a request sent under an idempotency key: those of the first for a repetition (not if `fresh`).
 
         A repetition is recognised after a restart too, since the first id is a hash; other content under a used key is a change of
         mind, which a hash of the key alone would make the store drop after it was acknowledged.
@@ -28,14 +28,17 @@ class Pending:
         with self._lock:
             last = self._keys.get(key)
             if last is None or last[0] != digest or fresh:
-                self._keys[key] = (digest, digest if last is None and not fresh else new_event_id())
+                self._keys[key] = (digest, digest if last is None and not fresh else new_event_id(), now)
                 while len(self._keys) > self._limit:
                     self._keys.popitem(last=False)
-            return self._keys[key][1]
+            return self._keys[key][1:]
 
     def add(self, feedback: Feedback) -> None:
-        """Remember a vote that was just made durable."""
+        """Remember a vote that was just made durable, unless it repeats what was changed since."""
         with self._lock:
+            known = self._votes.get(feedback.id)
+            if known is not None and known.received_at > feedback.received_at:
+                return
             self._withdrawn.discard(feedback.id)
             self._votes[feedback.id] = feedback
             self._votes.move_to_end(feedback.id)

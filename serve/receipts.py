@@ -29,6 +29,7 @@ def receipt(ident: str, stored: StoredFeedback | None, held: Feedback | None, re
         "reward_version": None,
         "policy_version": None,
         "live_since": None,
+        "reason": None,
     }
     if stored is None or stored.feedback.event_id != feedback.event_id:
         return data
@@ -36,14 +37,15 @@ def receipt(ident: str, stored: StoredFeedback | None, held: Feedback | None, re
     if not stored.in_force:
         return data | {"status": "withdrawn"}
     if stored.unusable is not None:
-        return data | {"status": "unusable"}
+        return data | {"status": "unusable", "reason": stored.unusable}
     data["reward_version"] = _first_with(registry, "reward", stored.position)
     policy = _first_with(registry, "policy", stored.position)
     if policy is not None:
-        since = slots.live_since.get(policy) or registry.live_since("policy", policy)
-        return data | {"status": "live" if slots.live >= policy else "learned", "policy_version": policy, "live_since": since}
-    if _rolled_back_with(registry, stored.position):
-        return data | {"status": "rolled_back"}
+        if slots.live < policy:
+            return data | {"status": "learned", "policy_version": policy}
+        return data | {"status": "live", "policy_version": policy, "live_since": _live_since(registry, slots, policy)}
+    if (rolled_back := _rolled_back_with(registry, stored.position)) is not None:
+        return data | {"status": "rolled_back", "policy_version": rolled_back}
     return data | {"status": "learned"} if data["reward_version"] is not None else data
 
 
@@ -57,10 +59,23 @@ def _first_with(registry: Registry, kind: ArtifactKind, position: int) -> int | 
     return found
 
 
-def _rolled_back_with(registry: Registry, position: int) -> bool:
-    return any(
-        p.kind == "policy" and p.move is State.ROLLED_BACK and _contains(registry, "policy", p.version, position) for p in registry.log()
-    )
+def _live_since(registry: Registry, slots: Slots, policy: int) -> float | None:
+    """Return when this server first answered by a policy or one that followed it.
+
+    Of what was promoted before the server started, the promotion is the best that is known.
+    """
+    for number in sorted(n for n in registry.champions("policy") if policy <= n <= slots.live):
+        promoted = registry.live_since("policy", number)
+        began = promoted if promoted is not None and promoted < slots.started else slots.live_since.get(number)
+        if began is not None:
+            return began
+    return None
+
+
+def _rolled_back_with(registry: Registry, position: int) -> int | None:
+    """Return the policy that was rolled back last of those that learned from everything up to a store position."""
+    rolled_back = [p.version for p in registry.log() if p.kind == "policy" and p.move is State.ROLLED_BACK]
+    return next((number for number in reversed(rolled_back) if _contains(registry, "policy", number, position)), None)
 
 
 def _contains(registry: Registry, kind: ArtifactKind, number: int, position: int) -> bool:

@@ -3,6 +3,7 @@
 A request leases its version for its whole life, so a swap changes only what comes after it. Leaves loading and proving to `swap`.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class Slots:
         self.live = 0
         """Number of the version that new requests get."""
         self.live_since: dict[int, float] = {}
+        """When each version began to answer here, first of all (seconds since the epoch)."""
+        self.started = time.time()
         self.suspended = False
         """Set while the engine is away: nobody gets a lease."""
 
@@ -69,7 +72,7 @@ class Slots:
         if number not in self._loaded:
             raise KeyError(f"policy {number} is not loaded")
         self.live = number
-        self.live_since[number] = now
+        self.live_since.setdefault(number, now)
 
     def retire(self, keep: int) -> None:
         """Refuse new leases of all but the newest `keep` versions, the live one and the base."""

@@ -79,11 +79,11 @@ def run(args: argparse.Namespace, config: Config) -> int:
     )
     out = args.out or config.home / "simulate" / f"{args.taste}-{time.strftime('%Y%m%d-%H%M%S')}"
     out.mkdir(parents=True, exist_ok=True)
-    url = args.url or f"http://{config.serve.host}:{config.serve.port}"
+    url = args.url or config.base_url
     try:
         result = asyncio.run(simulate(plan, url, _api_key(args.api_key, config), out))
     except (Unavailable, RequestError) as error:
-        print(f"attune simulate: {error}", file=sys.stderr)
+        print(f"attune simulate: {error} (what was voted and judged until then lies in {out})", file=sys.stderr)
         return 1
     text = json.dumps(result)
     for file in (out / "result.json", args.json):

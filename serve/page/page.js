@@ -133,7 +133,7 @@ function showStatus(now) {
 async function look() {
   try {
     const now = await status();
-    await receipts.refresh();
+    await receipts.refresh(now.policy_version !== livePolicy);
     showStatus(now);
     if (livePolicy !== null && now.policy_version > livePolicy) milestone(now.policy_version, receipts.learnedBetween(livePolicy, now.policy_version));
     livePolicy = now.policy_version;

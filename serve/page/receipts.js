@@ -6,7 +6,8 @@ import { button, make } from "/page/dom.js";
 const KEPT = "attune-receipts";
 const MAX_KEPT = 100;
 
-const FINAL = new Set(["live", "withdrawn", "rolled_back", "unusable", "unknown"]);
+const FINAL = new Set(["withdrawn", "unusable", "unknown"]);
+const SETTLED = new Set(["live", "rolled_back"]); // until another policy goes live
 const seconds = (from, to) => `${Math.max(0, to - from).toFixed(to - from < 10 ? 1 : 0)} s`;
 
 function sentence(state) {
@@ -14,7 +15,7 @@ function sentence(state) {
   if (status === "withdrawn") return "Taken back. The next versions will not learn from it.";
   if (status === "rolled_back") return `Policy ${state.policy_version} learned it and was rolled back.`;
   if (status === "unknown") return "This server does not know the vote: it has another store than when you voted.";
-  if (status === "unusable") return "Stored, but there is nothing in it that training can use.";
+  if (status === "unusable") return `Stored, but nothing is learned from it: ${state.reason}.`;
   if (status === "live") return `Live in policy ${state.policy_version}, ${seconds(from, state.live_since)} after your vote.`;
   if (state.policy_version != null) return `In policy ${state.policy_version}, which is about to go live.`;
   if (state.reward_version != null) return `Reward model ${state.reward_version} chooses by it already; the policy trains on it next.`;
@@ -53,9 +54,10 @@ export class Receipts {
     this.draw(this.entries.get(id));
   }
 
-  /** Read the receipts that can still move; resolves to the entries that became live just now. */
-  async refresh() {
-    const waiting = [...this.entries.entries()].filter(([, entry]) => !FINAL.has(entry.state.status)).slice(-40);
+  /** Read the receipts that can still move (`swapped`: another policy is live than before); resolves to the entries that became live just now. */
+  async refresh(swapped) {
+    const moves = ({ status }) => !FINAL.has(status) && (swapped || !SETTLED.has(status));
+    const waiting = [...this.entries.entries()].filter(([, entry]) => moves(entry.state)).slice(-40);
     const fresh = [];
     await Promise.all(waiting.map(async ([id, entry]) => {
       const state = await fetchReceipt(id).catch((error) => {
@@ -81,15 +83,20 @@ export class Receipts {
 
   /** How many votes of this page are first contained in policies after `before`, up to `version`. */
   learnedBetween(before, version) {
-    const versions = [...this.entries.values()].map((entry) => entry.state.policy_version);
+    const live = [...this.entries.values()].filter((entry) => entry.state.status !== "rolled_back");
+    const versions = live.map((entry) => entry.state.policy_version);
     return versions.filter((number) => number != null && number > before && number <= version).length;
   }
 
   /** A vote from before the page was loaded anew has no answer to take it back at: its receipt offers it. */
   async takeBack(entry) {
     const id = entry.item.dataset.receipt;
-    await withdraw(id);
-    this.withdraw(id);
+    try {
+      await withdraw(id);
+      this.withdraw(id);
+    } catch (error) {
+      entry.item.append(make("p", { class: "sentence", role: "alert" }, [`It was not taken back: ${error.message}`]));
+    }
   }
 
   draw(entry) {

@@ -37,14 +37,17 @@ async def give(
         _check_against(body, summary)
         user = user or summary.user
     ident = feedback_id(body.interaction_id, user, body.kind, body.aspect, body.choice)
+    event_id, received_at = new_event_id(), time.time()
+    if idempotency_key is not None:
+        event_id, received_at = await _event(state, ident, idempotency_key, body, user)
     feedback = Feedback(
         id=ident,
-        event_id=new_event_id() if idempotency_key is None else await _event_id(state, ident, idempotency_key, body, user),
+        event_id=event_id,
         interaction_id=body.interaction_id,
         kind=body.kind,
         value=body.value,
         choice=body.choice,
-        received_at=time.time(),
+        received_at=received_at,
         aspect=body.aspect,
         user=user,
     )
@@ -58,10 +61,7 @@ async def give(
 async def show(ident: str, request: Request, caller: Known) -> JSONResponse:
     """Show how far a vote has come."""
     state = request.app.state
-    held = state.pending.get(ident)
-    stored = await _stored(state, ident, held)
-    if held is None and stored is None:
-        held = await asyncio.to_thread(state.views.orphan, ident)
+    held, stored = await _known(state, ident)
     found = receipt(ident, stored, held, state.registry, state.slots)
     if found is None:
         raise RequestError(f"There is no feedback `{ident}`.", status=404, param="id", code="feedback_not_found")
@@ -72,8 +72,7 @@ async def show(ident: str, request: Request, caller: Known) -> JSONResponse:
 async def withdraw(ident: str, request: Request, caller: Known) -> JSONResponse:
     """Take a vote back: what is trained from now on leaves it out."""
     state = request.app.state
-    held = state.pending.get(ident)
-    stored = await _stored(state, ident, held)
+    held, stored = await _known(state, ident)
     feedback = held or (stored.feedback if stored else None)
     if feedback is None:
         raise RequestError(f"There is no feedback `{ident}`.", status=404, param="id", code="feedback_not_found")
@@ -123,14 +122,21 @@ async def _summary(state: Any, body: FeedbackRequest) -> Summary | None:
     return None
 
 
-async def _stored(state: Any, ident: str, held: Feedback | None) -> StoredFeedback | None:
-    """Return the store's row; while the store is away, what this server holds has to do."""
+async def _known(state: Any, ident: str) -> tuple[Feedback | None, StoredFeedback | None]:
+    """Return what is known of a vote: as this server holds it, or as it waits for its interaction; and as the store has it.
+
+    While the store is away, what this server holds has to do.
+    """
+    held = state.pending.get(ident)
     try:
-        return await asyncio.to_thread(state.views.receipt, ident)
+        stored = await asyncio.to_thread(state.views.receipt, ident)
+        if held is None and stored is None:
+            held = await asyncio.to_thread(state.views.orphan, ident)
     except Unavailable:
         if held is None:
             raise
-        return None
+        stored = None
+    return held, stored
 
 
 def _check_against(body: FeedbackRequest, summary: Summary) -> None:
@@ -141,11 +147,11 @@ def _check_against(body: FeedbackRequest, summary: Summary) -> None:
         raise RequestError(f"this reply has choices 0 to {len(summary.shown) - 1}", param="choice")
 
 
-async def _event_id(state: Any, ident: str, key: str, body: FeedbackRequest, user: str | None) -> str:
-    """Return the same id for a repeated request; a vote that was withdrawn since is no repetition."""
+async def _event(state: Any, ident: str, key: str, body: FeedbackRequest, user: str | None) -> tuple[str, float]:
+    """Return the same event id and time for a repeated request; a vote that was withdrawn since is no repetition."""
     content = json.dumps([body.interaction_id, user, body.kind, body.value, body.choice, body.aspect], sort_keys=True)
     withdrawn = state.pending.withdrawn(ident)
     with suppress(Unavailable):  # the store is away: the memory of this server has to do
         stored = await asyncio.to_thread(state.views.receipt, ident)
         withdrawn = withdrawn or (stored is not None and not stored.in_force and state.pending.get(ident) is None)
-    return str(state.pending.event_id(f"{state.secrets.key_id}:{key}", content, fresh=withdrawn))
+    return state.pending.event(f"{state.secrets.key_id}:{key}", content, time.time(), fresh=withdrawn)  # type: ignore[no-any-return]

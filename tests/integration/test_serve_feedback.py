@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from attune.types import Feedback, Kind
+from feedback.store import Store
 from serve.tokens import Tokens
 from tests.fixtures.engine import Bench
 
@@ -63,7 +65,8 @@ def test_a_vote_is_received_then_stored(bench: Bench) -> None:
 def test_every_kind_is_stored(bench: Bench, kind: str, value: Any) -> None:
     response = vote(bench, answer(bench)["interaction_id"], kind=kind, value=value)
     assert response.status_code == 202
-    assert receipt(bench, response.json()["id"], "stored")["value"] == value
+    kept = receipt(bench, response.json()["id"], "unusable" if kind in ("comment", "implicit", "outcome") else "stored")
+    assert kept["value"] == value
 
 
 def test_changing_a_vote_keeps_its_id_and_the_last_word_counts(bench: Bench) -> None:
@@ -109,6 +112,16 @@ def test_a_token_is_enough_for_an_interaction_that_nobody_remembers(bench: Bench
     assert taken.status_code == 202
     assert receipt(bench, taken.json()["id"], "received")["interaction_id"] == forgotten
     assert vote(bench, forgotten).status_code == 404  # the key alone proves no interaction
+
+
+def test_a_vote_that_waits_for_its_interaction_can_be_taken_back_by_a_server_that_never_saw_it(bench: Bench) -> None:
+    lost = Feedback("fb-elsewhere", "e-elsewhere", "chatcmpl-lost", Kind.THUMB, 1, 0, 1.0)
+    store = Store.open(bench.config.store_url)
+    store.write([lost])
+    store.close()
+    receipt(bench, lost.id, "received")
+    with bench.http() as http:
+        assert http.delete(f"/v1/feedback/{lost.id}").status_code == 202
 
 
 def test_a_token_votes_without_a_key_and_only_for_its_interaction(bench: Bench) -> None:

@@ -236,6 +236,21 @@ def test_views_show_what_serve_needs(store_url: str, store: Store) -> None:
     views.close()
 
 
+def test_views_tell_what_teaches_from_what_is_only_kept(store_url: str, store: Store) -> None:
+    views, same = Views(store_url), interaction().candidates[2].text
+    edits = [vote("e2", name="fb-2", kind=Kind.EDIT, value=same + " "), vote("e3", name="fb-3", kind=Kind.EDIT, value="better")]
+    store.write([interaction(), vote("e1"), *edits, vote("e4", name="fb-4", kind=Kind.COMMENT, value="hm")])
+    said = {name: found.unusable for name in ("fb-i1", "fb-2", "fb-3", "fb-4") if (found := views.receipt(name))}
+    assert said == {
+        "fb-i1": None,
+        "fb-2": "the edited text is the answer itself",
+        "fb-3": None,
+        "fb-4": "votes of the kind 'comment' are stored, but nothing is learned from them yet",
+    }
+    assert views.learned(store.position()) == 3
+    views.close()
+
+
 def test_views_cannot_write(store_url: str, store: Store) -> None:
     engine = open_engine(store_url, read_only=True)
     with pytest.raises(Unavailable), writing(engine) as db:

@@ -22,8 +22,16 @@ def test_environment_over_file_over_defaults(tmp_path: Path) -> None:
 
 
 def test_what_is_printed_reads_back_as_the_same(tmp_path: Path) -> None:
-    loaded = config.load(None, {"ATTUNE_HOME": str(tmp_path), "ATTUNE_MODEL__PATH": 'a "quoted" \\ name'})
+    loaded = config.load(None, {"ATTUNE_HOME": str(tmp_path), "ATTUNE_MODEL__PATH": 'a "quoted" \\ name,\n\ttwo lines \x7f'})
     assert config.load(write(tmp_path, config.as_toml(loaded)), {}) == loaded
+
+
+def test_the_environment_names_the_parts_of_a_list_with_commas() -> None:
+    given = {"ATTUNE_LEARNER__DEBIAS": "length, format", "ATTUNE_SERVE__ALLOWED_ORIGINS": "http://one.example"}
+    loaded = config.load(None, given)
+    assert (loaded.learner.debias, loaded.serve.allowed_origins) == (["length", "format"], ["http://one.example"])
+    with pytest.raises(ConfigError, match="terms"):
+        config.load(None, {"ATTUNE_TERMS__NAME": "x"})
 
 
 @pytest.mark.parametrize(

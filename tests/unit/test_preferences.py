@@ -61,9 +61,9 @@ def test_a_vote_that_does_not_fit_teaches_nothing_and_says_why(feedback: Feedbac
 
 
 @pytest.mark.parametrize(("kind", "value"), [(Kind.COMMENT, "hm"), (Kind.IMPLICIT, "copied"), (Kind.OUTCOME, 0.5)])
-def test_kinds_that_nothing_learns_from_yet_are_no_fault(kind: Kind, value: Any) -> None:
+def test_kinds_that_nothing_learns_from_yet_say_so(kind: Kind, value: Any) -> None:
     assert derive(ASKED, said(kind, value)) == ()
-    assert why_unusable(ASKED, said(kind, value)) is None
+    assert why_unusable(ASKED, said(kind, value)) == f"votes of the kind '{kind}' are stored, but nothing is learned from them yet"
 
 
 def test_a_small_edit_weighs_less_than_a_large_one() -> None:

@@ -70,6 +70,18 @@ def test_received_then_stored_then_learned_then_live(world: World) -> None:
     assert (live["status"], live["live_since"]) == ("live", 50.0 + policy)
 
 
+def test_live_since_is_when_a_policy_with_the_vote_first_answered_here(world: World) -> None:
+    first, second = world.champion("policy", 5), world.champion("policy", 6)
+    assert world.told(stored(5))["live_since"] is None  # promoted, but nobody was answered by it
+    world.serve(second)  # the first was never loaded
+    assert world.told(stored(5))["live_since"] == 50.0 + second
+    world.slots.flip(second, 99.0)  # again, after a roll-back or since the engine was started anew
+    assert world.told(stored(5))["live_since"] == 50.0 + second
+    world.slots = Slots()  # another process: the promotion is the best that it knows
+    world.serve(second)
+    assert world.told(stored(5))["live_since"] == world.registry.live_since("policy", first)
+
+
 def test_a_change_that_is_on_its_way_is_received_again(world: World) -> None:
     world.champion("reward", 5)
     assert world.told(stored(5), feedback("e-2", at=9.0))["status"] == "received"
@@ -79,14 +91,16 @@ def test_a_change_that_is_on_its_way_is_received_again(world: World) -> None:
 def test_withdrawn_and_unusable(world: World) -> None:
     world.champion("policy", 9)
     assert world.told(stored(5, in_force=False))["status"] == "withdrawn"
-    assert world.told(stored(5, unusable="there is no choice 7"))["status"] == "unusable"
+    unusable = world.told(stored(5, unusable="there is no choice 7"))
+    assert (unusable["status"], unusable["reason"], unusable["policy_version"]) == ("unusable", "there is no choice 7", None)
 
 
 def test_rolled_back_until_a_later_version_has_it_again(world: World) -> None:
-    world.serve(world.champion("policy", 6))
+    first = world.champion("policy", 6)
+    world.serve(first)
     world.registry.roll_back("policy", by="test", reason="test")
     world.slots.flip(0, 99.0)
-    assert world.told(stored(5))["status"] == "rolled_back"
+    assert (world.told(stored(5))["status"], world.told(stored(5))["policy_version"]) == ("rolled_back", first)
     again = world.champion("policy", 7)
     world.serve(again)
     assert (world.told(stored(5))["status"], world.told(stored(5))["policy_version"]) == ("live", again)

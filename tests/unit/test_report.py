@@ -31,11 +31,17 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_version_that_its_learner_did_not_live_to_judge_passed_nothing(home: Path) -> None:
+    registry = Registry(home / "registry")
+    registry.publish("policy", {"x": b"x"}, parent=1, **LINEAGE, report={}, reward_version=2)
+    assert report.collect(registry).policies[-1].remark == "not judged yet"
+
+
 def test_votes_add_up_along_the_lineage_and_a_refusal_gives_its_reason(home: Path) -> None:
     found = report.collect(Registry(home / "registry"))
     assert [e.votes for e in found.rewards] == [2, 3]
     assert [(e.state, e.votes, e.remark) for e in found.policies] == [
-        (State.CHAMPION, 2, ""),
+        (State.CHAMPION, 2, "passed"),
         (State.REJECTED, 3, "entropy fell to <nothing>"),
     ]
     out = io.StringIO()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from attune.config import Config
 from attune.errors import AdapterError, ConfigError, RequestError, Unavailable
 from attune.terms import Terms
-from attune.types import EVALUATION, LEARNING
+from attune.types import EVALUATION, LEARNING, Feedback, Kind
 from serve import keys
 from serve.adapter import AdapterSettings, Fingerprint, FingerprintSequence, expected_shapes, judge
 from serve.pending import Pending
@@ -183,16 +183,32 @@ def test_a_change_that_drowns_in_rounding_is_no_sign_of_a_stale_adapter(seed: in
 
 def test_an_idempotency_key_marks_repetitions_only() -> None:
     pending = Pending(limit=2)
-    first = pending.event_id("k", "up")
-    assert pending.event_id("k", "up") == first
-    assert Pending().event_id("k", "up") == first  # after a restart as well
-    second = pending.event_id("k", "down")
-    assert second != first
-    assert pending.event_id("k", "down") == second
-    assert pending.event_id("k", "up") not in (first, second)  # up, down, up: the last word counts
-    assert pending.event_id("other", "up") not in (first, second)
+    first = pending.event("k", "up", 1.0)
+    assert pending.event("k", "up", 2.0) == first
+    assert Pending().event("k", "up", 1.0) == first  # after a restart as well
+    second = pending.event("k", "down", 3.0)
+    assert second[0] != first[0]
+    assert pending.event("k", "down", 4.0) == second
+    ids = (first[0], second[0])
+    assert pending.event("k", "up", 5.0)[0] not in ids  # up, down, up: the last word counts
+    assert pending.event("other", "up", 6.0)[0] not in ids
     again = Pending()
-    assert again.event_id("k", "up", fresh=True) != first  # taken back since: no repetition
+    assert again.event("k", "up", 7.0, fresh=True)[0] != first[0]  # taken back since: no repetition
+
+
+def test_a_late_repetition_does_not_undo_a_change_of_mind() -> None:
+    pending = Pending()
+
+    def give(key: str, value: int, now: float) -> None:
+        event_id, at = pending.event(key, str(value), now)
+        pending.add(Feedback("fb", event_id, "chatcmpl-1", Kind.THUMB, value, 0, at))
+
+    give("k-1", 1, 1.0)
+    give("k-2", -1, 2.0)
+    give("k-1", 1, 3.0)  # sent again because its answer was lost on the way
+    held = pending.get("fb")
+    assert held is not None
+    assert (held.value, held.received_at) == (-1, 2.0)
 
 
 @given(st.integers(1, 50), st.lists(st.integers(0, 60), max_size=16), st.integers(1, 200))

@@ -1,11 +1,15 @@
 """The learner's own requests: sent as they should be, ended at the first that serve turns away."""
 
 import json
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 
 from attune.config import Config
+from attune.types import Interaction
 from learner.top_up import TopUp
 from tests.suites.events import interaction
 
@@ -21,10 +25,34 @@ def test_prompts_are_asked_again_until_serve_turns_one_away(tmp_path: Path) -> N
 
     client = TopUp(Config(home=tmp_path), httpx.MockTransport(serve))
     asked = [interaction(f"i{n}") for n in range(5)]
-    assert client.ask(asked) == 2
+    assert _made(client, asked) == 2
     assert len(seen) == 3
     assert (seen[0]["purpose"], seen[0]["messages"]) == ("learning", [dict(m) for m in asked[0].messages])
 
 
 def test_no_server_and_no_key_are_no_errors(tmp_path: Path) -> None:
-    assert TopUp(Config(home=tmp_path)).ask([interaction("i")]) == 0
+    assert _made(TopUp(Config(home=tmp_path)), [interaction("i")]) == 0
+
+
+def test_nobody_waits_for_answers_while_they_are_drawn_and_no_others_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "api-key").write_text("sk-attune-x\n")
+    drawn, asked = threading.Event(), list[object]()
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        assert drawn.wait(10)
+        return httpx.Response(200, json={})
+
+    client = TopUp(Config(home=tmp_path), httpx.MockTransport(serve))
+    assert [client.ask([interaction("i")]) for _ in range(3)] == [None] * 3
+    drawn.set()
+    assert _made(client, [interaction("j")]) == 1
+    assert len(asked) == 1
+
+
+def _made(client: TopUp, interactions: Sequence[Interaction]) -> int:
+    deadline = time.monotonic() + 10
+    while (made := client.ask(interactions)) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return made
