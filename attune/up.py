@@ -28,7 +28,7 @@ PROGRAMS = ("feedback", "learner", "serve")
 FIRST_PAUSE_S, LONGEST_PAUSE_S, HEALTHY_S = 1.0, 30.0, 60.0
 PATIENCE_S = 10.0
 LINE_EVERY_S = 2.0
-CONFIG_EXIT = 2
+CONFIG_EXIT, BAD_EVENTS_EXIT = 2, 3
 PRIVATE = 0o077
 """What others may not do with files that we make: they hold what people wrote."""
 
@@ -90,8 +90,9 @@ class Supervisor:
         child.crashes = 1 if now - child.started > HEALTHY_S else child.crashes + 1
         child.restart_at = now + pause_s(child.crashes)
         child.process = None
-        log = _short(self.logs / f"{child.name}.log")
-        self.say(f"{child.name} ended with status {status}; starting it again in {pause_s(child.crashes):g} s (see {log})")
+        log = self.logs / f"{child.name}.log"
+        why = f": {last_line(log)}" if status == BAD_EVENTS_EXIT else ""
+        self.say(f"{child.name} ended with status {status}{why}; starting it again in {pause_s(child.crashes):g} s (see {_short(log)})")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

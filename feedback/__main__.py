@@ -44,7 +44,7 @@ def main() -> int:
         print(f"feedback: {error}", file=sys.stderr)
         return 2
     except TooManyDeadLetters as error:
-        log.error("too_many_dead_letters", error=str(error))
+        print(f"feedback: {error}", file=sys.stderr)
         return 3
 
 

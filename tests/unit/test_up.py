@@ -41,16 +41,28 @@ def test_pauses_double_up_to_a_bound() -> None:
 
 def test_what_dies_is_started_again(tmp_path: Path) -> None:
     notes: list[str] = []
-    watcher = supervisor(tmp_path, notes, steady=FOREVER, crashing="raise SystemExit(3)")
+    watcher = supervisor(tmp_path, notes, steady=FOREVER, crashing="raise SystemExit(4)")
     watcher.start()
     try:
         now = time.monotonic()
         until(lambda: watcher.check(now) or bool(notes))
-        assert "crashing ended with status 3" in notes[0]
+        assert "crashing ended with status 4; starting" in notes[0]
         watcher.check(now + 0.5)  # too early
         assert len(notes) == 1
         until(lambda: watcher.check(now + 1.5) or len(notes) == 2)
         assert "in 2 s" in notes[1]
+    finally:
+        watcher.stop()
+
+
+def test_what_only_an_operator_can_mend_is_said_and_not_left_in_a_log(tmp_path: Path) -> None:
+    notes: list[str] = []
+    code = "import sys; print('feedback: 101 events in a row cannot be read', file=sys.stderr); sys.exit(3)"
+    watcher = supervisor(tmp_path, notes, feedback=code)
+    watcher.start()
+    try:
+        until(lambda: watcher.check(time.monotonic()) or bool(notes))
+        assert "feedback ended with status 3: 101 events in a row cannot be read; starting it again" in notes[0]
     finally:
         watcher.stop()
 
