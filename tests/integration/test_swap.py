@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 
 from attune.frozen import NUM_SCALARS
 from attune.reward import Anchors, RewardModel
+from learner import sft_command
 from tests.fixtures.engine import Bench, Files
 
 pytestmark = pytest.mark.engine
@@ -60,6 +61,16 @@ def test_swaps_disturb_nobody(bench: Bench) -> None:
         names = {m.id for m in client.models.list()}
     assert {f"attune@{version.number - 1}", "attune@0"} <= names
     assert f"attune@{version.number - 5}" not in names
+
+
+def test_what_demonstrations_taught_goes_live(bench: Bench, tmp_path: Path) -> None:
+    data = tmp_path / "demonstrations.jsonl"
+    lines = [{"prompt": f"Question {n}?", "completion": "The same answer to all."} for n in range(12)]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    assert sft_command.run(bench.config, data, epochs=2, batch=4, learning_rate=1e-3) == 0
+    taught = bench.registry.champion("policy")
+    assert bench.wait(lambda s: s["policy_version"] == taught or bool(s["refused"]))["refused"] == []
+    bench.registry.roll_back("policy", by="test", reason="test")
 
 
 def nan(files: Files) -> Files:
