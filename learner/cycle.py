@@ -31,7 +31,7 @@ from learner.eye import Eye
 from learner.policy import Policy
 from learner.prequential import Prequential
 from learner.readiness import Readiness
-from learner.refit import Refit, lesson
+from learner.refit import Known, Refit, lesson
 from learner.reward_trainer import Judged
 from learner.rollout import Rollout, make_rollout, tied, unusable
 from learner.sft import Example
@@ -99,6 +99,7 @@ class Cycle:
     def once(self) -> bool:
         """Learn what is new; return whether there was anything to do."""
         self._read()
+        self.refit.catch_up(self._named_in_fits)
         news = self.journal.taught_position > self.at.reward_through or self.refit.ready is not None
         refitted = news and self._learn_reward()
         if refitted:
@@ -223,6 +224,15 @@ class Cycle:
         weights = self.journal.weights(half_life_s=settings.vote_half_life_s, max_importance=settings.max_importance)
         return self.journal.judged_answers(self.edits, weights)
 
+    def _named_in_fits(self) -> Known:
+        """Return the requests whose answers a fit may name, each with the tokens of its edited texts."""
+        texts: dict[str, list[tuple[int, ...]]] = {}
+        for signal in self.journal.signals():
+            if isinstance(signal, Demonstration) and signal.feedback_id in self.edits:
+                texts.setdefault(signal.interaction_id, []).append(sft.answer_ids(self.tokenizer, signal.text))
+        known = self.journal.judged | self.journal.anchors
+        return [(interaction, texts.get(ident, ())) for ident, interaction in known.items()]
+
     def lesson(self) -> Lesson:
         """Return what a trunk could be made of now: the newest votes in force, and what is typical."""
         edited = {ident: (sft.answer_ids(self.tokenizer, self._edited[ident]), features) for ident, features in self.edits.items()}
@@ -236,8 +246,9 @@ class Cycle:
             self.at = replace(self.at, used_through=through)
             self.journal.forget_waiting(through)
             return
-        usable = (i for i in self.journal.held_out.values() if unusable(i, self._live, settings.max_staleness_versions) is None)
-        held_out = [make_rollout(self.eye.seen(i), self.reward, settings.pessimism, self.terms) for i in usable]
+        usable = [i for i in self.journal.held_out.values() if unusable(i, self._live, settings.max_staleness_versions) is None]
+        newest = usable[-challenger.MAX_CHECKS :]
+        held_out = [make_rollout(self.eye.seen(i), self.reward, settings.pessimism, self.terms) for i in newest]
         origin = self._lineage() | {"parent": self._live, "reward_version": self.reward.version}
         origin["events"] = tuple(self.journal.votes_after(self.at.trained_through))
         about = {"groups": len(rollouts), "interactions_through": through, "used_from": self.at.used_through} | self._read_through()

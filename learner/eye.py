@@ -1,7 +1,7 @@
 """What the learner sees of an answer: the frozen features that serve sent along, and behind them what the trunk in force says of it.
 
 Serve makes both with the reward version that ranks. An answer that was ranked by another version lacks the number of this one's trunk:
-then it is found in what the trunk said when it was made, or the answer is looked at again.
+then it is found in what the trunk said when it was made, or before it went live, or the answer is looked at again.
 """
 
 import json
@@ -17,9 +17,24 @@ from attune.reward import RewardModel, trunk_of
 from attune.trunk import Trunk, number
 from attune.types import Interaction
 from learner import metrics
-from learner.trunk_trainer import SAID, Fitted
+from learner.trunk_trainer import SAID, Fitted, Late
 
 log = structlog.get_logger()
+
+
+def look_again(base: FrozenBase, trunk: Trunk | None, interaction: Interaction) -> Interaction:
+    """Return an interaction with the features and reference log-probs that a base, with this trunk, gives its answers."""
+    temperature = interaction.sampling.temperature
+    answers = [Answer(c.token_ids, c.finish_reason == "stop") for c in interaction.candidates]
+    looks = base.look(interaction.prompt_token_ids, answers, temperature if temperature > 1e-5 else 1.0, trunk)
+    seen = zip(interaction.candidates, looks, strict=True)
+    return replace(interaction, candidates=tuple(replace(c, features=v.features, ref_logprobs=v.ref_logprobs) for c, v in seen))
+
+
+def look_at_edit(base: FrozenBase, trunk: Trunk | None, interaction: Interaction, token_ids: Sequence[int]) -> bytes:
+    """Return the features that a base, with this trunk, gives an edited text."""
+    (look,) = base.look(interaction.prompt_token_ids, [Answer(token_ids, True)], 1.0, trunk)
+    return look.features
 
 
 class Eye:
@@ -30,6 +45,7 @@ class Eye:
         self.trunk_version = 0
         self.trunk: Trunk | None = None
         self._said: Mapping[str, Sequence[float]] = {}
+        self._late = Late()
         self._trunk_of: dict[int, int] = {0: 0}
 
     def load(self, reward_version: int) -> RewardModel:
@@ -42,7 +58,7 @@ class Eye:
         """See with the trunk that a version brought (0: none); return whether that is another than before."""
         if trunk_version == self.trunk_version:
             return False
-        self.trunk, self._said = None, {}
+        self.trunk, self._said, self._late = None, {}, Late()
         if trunk_version:
             folder = self.registry.folder("reward", trunk_version)
             self.trunk = Trunk.load(self.base, folder)
@@ -55,7 +71,7 @@ class Eye:
 
     def take(self, fitted: Fitted, trunk_version: int) -> None:
         """See with a trunk that has just been made."""
-        self.trunk, self._said, self.trunk_version = fitted.trunk, fitted.said, trunk_version
+        self.trunk, self._said, self._late, self.trunk_version = fitted.trunk, fitted.said, fitted.late, trunk_version
 
     def seen(self, interaction: Interaction, *, served: bool = True) -> Interaction:
         """Return an interaction with features as this eye sees them, and with reference log-probs.
@@ -71,22 +87,18 @@ class Eye:
         if self.trunk is not None:
             said = self._said.get(interaction.id)
             if said is None or len(said) != len(bare):
-                return self._again(interaction)
+                return self._late.asked.get(interaction.id) or self._again(interaction)
             bare = [features + number(value) for features, value in zip(bare, said, strict=True)]
         return replace(interaction, candidates=tuple(replace(c, features=f) for c, f in zip(interaction.candidates, bare, strict=True)))
 
     def edited(self, interaction: Interaction, token_ids: Sequence[int]) -> bytes:
         """Return the features of an answer as somebody would have had it."""
-        (look,) = self.base.look(interaction.prompt_token_ids, [Answer(token_ids, True)], 1.0, self.trunk)
-        return look.features
+        known = self._late.edits.get((interaction.id, tuple(token_ids)))
+        return look_at_edit(self.base, self.trunk, interaction, token_ids) if known is None else known
 
     def _again(self, interaction: Interaction) -> Interaction:
         metrics.LATE_LOOKS.inc()
-        temperature = interaction.sampling.temperature
-        answers = [Answer(c.token_ids, c.finish_reason == "stop") for c in interaction.candidates]
-        looks = self.base.look(interaction.prompt_token_ids, answers, temperature if temperature > 1e-5 else 1.0, self.trunk)
-        seen = zip(interaction.candidates, looks, strict=True)
-        return replace(interaction, candidates=tuple(replace(c, features=v.features, ref_logprobs=v.ref_logprobs) for c, v in seen))
+        return look_again(self.base, self.trunk, interaction)
 
     def _trunk_behind(self, reward_version: int) -> int:
         """Return the trunk that the features of an interaction ranked by this version were made with."""

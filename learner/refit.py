@@ -1,7 +1,11 @@
-"""Makes a new trunk for the reward model beside the loop, when votes have doubled since the last try."""
+"""Makes a new trunk for the reward model beside the loop, when votes have doubled since the last try.
+
+What is better then looks at the answers that came while it was made, beside the loop as well: votes do not wait for that either.
+"""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -9,17 +13,24 @@ import torch
 
 from attune.config import LearnerSection
 from attune.errors import AttuneError
-from attune.frozen import FrozenBase
+from attune.frozen import FrozenBase, twin
 from attune.types import Interaction, Signal
 from learner import metrics, trunk_trainer
 from learner.data import Journal
+from learner.eye import look_again, look_at_edit
 from learner.trunk_trainer import Asked, Fitted, Lesson
 
 log = structlog.get_logger()
 
+FEW, MOST_ROUNDS = 8, 4
+"""Looks that may be left to the loop, and how often we look at what came meanwhile, however much that is."""
+
+Known = Sequence[tuple[Interaction, Sequence[tuple[int, ...]]]]
+"""Requests whose answers a fit may name, each with the tokens of its edited texts."""
+
 
 class Refit:
-    """At most one fit at a time, on a thread of its own; what it made waits for `take`."""
+    """At most one fit at a time, on a thread of its own; what it made waits for `take` when it has caught up with the loop."""
 
     def __init__(self, base: FrozenBase, settings: LearnerSection, stop: threading.Event, memory: Path) -> None:
         """`memory` is a file that says how many votes the next try waits for, so that a restart does not try again."""
@@ -28,6 +39,8 @@ class Refit:
         said = memory.read_text() if memory.is_file() else ""
         self.due_at = int(said) if said.isdecimal() else settings.trunk_votes
         self._thread: threading.Thread | None = None
+        self._made: Fitted | None = None
+        self._rounds = 0
 
     def consider(self, votes: int, lesson: Callable[[], Lesson]) -> None:
         """Begin a fit on the lesson if there are votes enough for the next one, and none is under way."""
@@ -37,13 +50,34 @@ class Refit:
             self.due_at *= 2
         self._memory.parent.mkdir(parents=True, exist_ok=True)
         self._memory.write_text(str(self.due_at))
-        self._thread = threading.Thread(target=self._run, args=(lesson(),), name="trunk", daemon=True)
-        self._thread.start()
+        self._begin(partial(self._fit, lesson()))
+
+    def catch_up(self, known: Callable[[], Known]) -> None:
+        """Have a trunk that was made look at what its lesson did not hold; once little of that is left, it is ready."""
+        if self._made is None or self._alive:
+            return
+        said, late = self._made.said, self._made.late
+        requests = known()
+        asked = [i for i, _ in requests if i.id not in said and i.id not in late.asked]
+        edits = [(i, tokens) for i, texts in requests for tokens in texts if (i.id, tokens) not in late.edits]
+        if len(asked) + len(edits) <= FEW or self._rounds == MOST_ROUNDS:
+            self.ready, self._made = self._made, None
+            return
+        self._rounds += 1
+        self._begin(partial(self._look, self._made, asked, edits))
 
     @property
     def busy(self) -> bool:
         """Whether a fit is under way, or waits to be taken."""
-        return self.ready is not None or (self._thread is not None and self._thread.is_alive())
+        return self.ready is not None or self._made is not None or self._alive
+
+    @property
+    def _alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _begin(self, work: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=self._run, args=(work,), name="trunk", daemon=True)
+        self._thread.start()
 
     def make(self, lesson: Lesson) -> Fitted:
         """Return the trunk of a lesson, whether it is better or not."""
@@ -59,24 +93,40 @@ class Refit:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self, lesson: Lesson) -> None:
+    def _run(self, work: Callable[[], None]) -> None:
         torch.set_num_threads(self.settings.threads)
         try:
-            fitted = self.make(lesson)
+            work()
+            return
         except trunk_trainer.Stopped:
             return
         except AttuneError as error:
-            metrics.TRUNK_FITS.labels("failed").inc()
             log.warning("trunk_failed", reason=str(error))
-            return
         except Exception:  # the border of a thread: the loop goes on without a trunk
-            metrics.TRUNK_FITS.labels("failed").inc()
             log.exception("trunk_failed")
-            return
+        metrics.TRUNK_FITS.labels("failed").inc()
+        self._made = None
+
+    def _fit(self, lesson: Lesson) -> None:
+        fitted = self.make(lesson)
         metrics.TRUNK_FITS.labels("better" if fitted.better else "no_better").inc()
         log.info("trunk_fitted", better=fitted.better, **fitted.report)
         if fitted.better:
-            self.ready = fitted
+            self._made, self._rounds = fitted, 0
+
+    def _look(self, fitted: Fitted, asked: Sequence[Interaction], edits: Sequence[tuple[Interaction, tuple[int, ...]]]) -> None:
+        base = FrozenBase(twin(self.base.network))  # the loop looks at answers at the same time
+        for interaction in asked:
+            self._heed_stop()
+            fitted.late.asked[interaction.id] = look_again(base, fitted.trunk, interaction)
+        for interaction, tokens in edits:
+            self._heed_stop()
+            fitted.late.edits[interaction.id, tokens] = look_at_edit(base, fitted.trunk, interaction, tokens)
+        log.info("trunk_caught_up", requests=len(asked), edits=len(edits))
+
+    def _heed_stop(self) -> None:
+        if self._stop.is_set():
+            raise trunk_trainer.Stopped
 
 
 Edited = Mapping[str, tuple[tuple[int, ...], bytes]]

@@ -8,7 +8,7 @@ which are computed once. Shapes: T tokens of a row, N answers of a request, M an
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -62,12 +62,21 @@ class Lesson:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """Answers that a new trunk's lesson did not hold, as seen with it: requests by id, edited texts by request and tokens (fp16)."""
+
+    asked: dict[str, Interaction] = field(default_factory=dict)
+    edits: dict[tuple[str, tuple[int, ...]], bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Fitted:
     """A trunk, what it said of every answer of its lesson (by interaction, by feedback id for edits), and how it compared."""
 
     trunk: Trunk
     said: Mapping[str, Sequence[float]]
     report: Mapping[str, float]
+    late: Late = field(default_factory=Late)
 
     @property
     def better(self) -> bool:

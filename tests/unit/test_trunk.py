@@ -13,7 +13,9 @@ from attune.packing import pack
 from attune.reward import RewardModel, unpack
 from attune.trunk import WEIGHTS, Trunk, as_tensors, part, run
 from attune.types import Interaction, Kind
+from learner import refit
 from learner.cycle import Cycle
+from learner.eye import look_again
 from learner.replay import Replay
 from learner.trunk_trainer import Fitted, fit
 from serve.scorer import Scorer, Wish
@@ -129,6 +131,27 @@ def test_what_is_no_better_is_not_taken(world: World, monkeypatch: pytest.Monkey
         cycle.once()
         assert bool(cycle.reward.trunk) is better
         assert cycle.refit.due_at == 2 * votes
+
+
+def test_what_came_while_a_trunk_was_made_is_looked_at_beside_the_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fitted, "better", True)
+    monkeypatch.setattr(refit, "FEW", 0)
+    world.config = world.config.model_copy(update={"learner": QUICK.model_copy(update={"trunk_votes": 20})})
+    cycle = world.learner()
+    world.votes(20)
+    cycle.once()
+    late = world.interaction()
+    world.store.write([late, world.vote(late), world.vote(late, "a longer and better answer", Kind.EDIT)])
+    cycle.refit.wait()
+    cycle.once()
+    cycle.refit.wait()
+    assert not cycle.reward.trunk  # its votes are learned without the new trunk for as long as that takes
+    with monkeypatch.context() as loop:
+        loop.setattr(cycle.base, "look", None)  # nobody waits for the loop to look at anything
+        cycle.once()
+    assert cycle.reward.trunk
+    seen = look_again(cycle.base, cycle.eye.trunk, late)
+    assert [c.features for c in cycle.journal.judged[late.id].candidates] == [c.features for c in seen.candidates]
 
 
 def test_versions_stand_on_a_trunk_and_go_back_to_none(world: World) -> None:
