@@ -105,11 +105,12 @@ def draw(taste: str, online: Sequence[tuple[float, float]], offline: Sequence[tu
 
 
 def long(guarded: Run, unguarded: Run) -> dict[str, float]:
-    """Return how two long runs went: the best, the end, the highest KL, and whether a tripwire spoke."""
+    """Return how two long runs went: the best, the end, how much the answers still differ, the highest KL, and whether a tripwire spoke."""
     found = {}
     for name, run in (("long", guarded), ("long_unguarded", unguarded)):
         alone = [v["preference"] for v in run["judgements"] if v["arm"] == "alone"]
         found |= {
+            f"{name}_distinct": final(run)["distinct_share"],
             f"{name}_preference": alone[-1],
             f"{name}_fall_from_best": max(alone) - alone[-1],
             f"{name}_highest_kl": max(policy["kl_to_ref"] for policy in run["policies"]),

@@ -63,16 +63,6 @@ def test_swaps_disturb_nobody(bench: Bench) -> None:
     assert f"attune@{version.number - 5}" not in names
 
 
-def test_what_demonstrations_taught_goes_live(bench: Bench, tmp_path: Path) -> None:
-    data = tmp_path / "demonstrations.jsonl"
-    lines = [{"prompt": f"Question {n}?", "completion": "The same answer to all."} for n in range(12)]
-    data.write_text("\n".join(map(json.dumps, lines)))
-    assert sft_command.run(bench.config, data, epochs=2, batch=4, learning_rate=1e-3) == 0
-    taught = bench.registry.champion("policy")
-    assert bench.wait(lambda s: s["policy_version"] == taught or bool(s["refused"]))["refused"] == []
-    bench.registry.roll_back("policy", by="test", reason="test")
-
-
 def nan(files: Files) -> Files:
     tensors = load(files["adapter_model.safetensors"])
     next(iter(tensors.values()))[0, 0] = torch.nan
@@ -307,3 +297,13 @@ def test_a_second_server_on_the_port_says_so_at_once(bench: Bench) -> None:
     assert done.returncode == 2
     assert str(bench.config.serve.port) in done.stderr.splitlines()[-1]
     assert time.monotonic() - started < 15
+
+
+def test_what_demonstrations_taught_goes_live(bench: Bench, tmp_path: Path) -> None:
+    data = tmp_path / "demonstrations.jsonl"
+    lines = [{"prompt": f"Question {n}?", "completion": "The same answer to all."} for n in range(12)]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    assert sft_command.run(bench.config, data, epochs=2, batch=4, learning_rate=1e-3) == 0
+    taught = bench.registry.champion("policy")
+    bench.wait(lambda s: s["policy_version"] == taught)
+    bench.registry.roll_back("policy", by="test", reason="test")

@@ -9,7 +9,9 @@ INF = float("inf")
 
 def run(*preferences: float, arm: str = "alone", halted: bool = False, kl: float = 3.0) -> learned.Run:
     votes = [100 * (n + 1) for n in range(len(preferences))]
-    judged = [{"votes": v, "arm": arm, "preference": p, "prompts": 60} for v, p in zip(votes, preferences, strict=True)]
+    judged = [
+        {"votes": v, "arm": arm, "preference": p, "prompts": 60, "distinct_share": 1.0} for v, p in zip(votes, preferences, strict=True)
+    ]
     return {"judgements": judged, "policies": [{"kl_to_ref": kl}], "halted": ["why"] if halted else []}
 
 
