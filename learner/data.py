@@ -53,7 +53,7 @@ class Journal:
         """Interactions that no policy update has used, by id, with their positions."""
         self.held_out: OrderedDict[str, Interaction] = OrderedDict()
         self.anchors: OrderedDict[str, Interaction] = OrderedDict()
-        """The first requests ever answered: what is typical before anything was learned."""
+        """The first requests ever answered, by the version that answered the first: what is typical before votes taught anything."""
         self.newest: deque[tuple[int, Interaction]] = deque(maxlen=MAX_NEWEST)
         """The newest requests that a learned policy answered, with their positions."""
 
@@ -170,10 +170,16 @@ class Journal:
             if len(self.anchors) >= MAX_ANCHORS:  # what lies between the first answers and the last used ones is of no use
                 self.traffic_position = max(self.traffic_position, used_through - LOOK_BACK)
 
+    def _is_typical(self, interaction: Interaction) -> bool:
+        """Whether an interaction is among the first; that version need not be the base: people may come after `attune sft`."""
+        first = next(iter(self.anchors.values()), interaction)
+        few = sum(len(known.candidates) for known in self.anchors.values()) < MIN_ANCHORS
+        return few or (len(self.anchors) < MAX_ANCHORS and interaction.policy_version == first.policy_version)
+
     def _sort(self, position: int, interaction: Interaction, used_through: int) -> None:
         if not _scored(interaction) or interaction.conversation_id == EVALUATION:
             return
-        if len(self.anchors) < MAX_ANCHORS and interaction.policy_version == 0:
+        if self._is_typical(interaction):
             self.anchors[interaction.id] = self.seen(interaction)
         if interaction.policy_version:
             self.newest.append((position, interaction))

@@ -95,6 +95,18 @@ def test_votes_go_on_with_what_the_policy_was_taught(tmp_path: Path, tiny_model:
     world.store.close()
 
 
+def test_people_who_come_only_after_the_demonstrations_are_learned_from(tmp_path: Path, tiny_model: Path) -> None:
+    world = World(tmp_path, tiny_model)
+    assert sft_command.run(world.config, write(tmp_path, list(LINES)), epochs=2, batch=4, learning_rate=1e-3) == 0
+    cycle = world.learner()
+    world.votes(5, version=1)
+    cycle.once()
+    assert (world.registry.champion("reward"), world.registry.version("policy", 2).parent) == (1, 1)
+    world.votes(1, version=2)
+    assert {i.policy_version for i in world.learner().journal.anchors.values()} <= {1}  # what votes have taught is no yardstick
+    world.store.close()
+
+
 @pytest.mark.parametrize(("option", "value"), [("--batch", "0"), ("--epochs", "-1"), ("--learning-rate", "-1"), ("--learning-rate", "nan")])
 def test_options_that_make_no_sense_are_named(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
