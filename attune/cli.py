@@ -140,8 +140,9 @@ PIPE_WIDTH = 160
 
 def _remark(registry: Registry, version: Version, state: State) -> str:
     """Return why a version was taken out of service or refused, else its key figures."""
-    if state in (State.REJECTED, State.ROLLED_BACK):
-        return next(p.reason for p in reversed(registry.log()) if (p.kind, p.version) == (version.kind, version.number))
+    moved = registry.last_move(version.kind, version.number)
+    if moved and state in (State.REJECTED, State.ROLLED_BACK):
+        return moved.reason
     figures = ((label, version.report.get(name)) for name, label in SHOWN.items())
     return ", ".join(f"{label} {value:.2f}" for label, value in figures if isinstance(value, int | float))
 

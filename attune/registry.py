@@ -47,7 +47,7 @@ class Registry:
         self._log: list[Promotion] = []
         self._champions: dict[str, list[int]] = {}
         """By kind, the versions in the order in which they became champion, without those rolled back since."""
-        self._moves: dict[tuple[str, int], State] = {}
+        self._moves: dict[tuple[str, int], Promotion] = {}
         """The last move of each version."""
         self._lock = threading.Lock()
         self._versions: dict[tuple[str, int], Version] = {}
@@ -146,9 +146,14 @@ class Registry:
 
     def state(self, kind: ArtifactKind, number: int) -> State:
         """Return where a version stands now; a champion under a newer champion is `retired`."""
-        champion = self.champion(kind)
-        last = State.CHAMPION if number == 0 else self._moves.get((kind, number), State.PUBLISHED)
+        champion, moved = self.champion(kind), self._moves.get((kind, number))
+        last = State.CHAMPION if number == 0 else moved.move if moved else State.PUBLISHED
         return State.RETIRED if last is State.CHAMPION and champion != number else last
+
+    def last_move(self, kind: ArtifactKind, number: int) -> Promotion | None:
+        """Return the newest record of a version; None if it was published and never moved."""
+        self._catch_up()
+        return self._moves.get((kind, number))
 
     def champion(self, kind: ArtifactKind) -> int:
         """Return the version that most users get: the last made champion that was not rolled back since; else 0."""
@@ -208,7 +213,7 @@ class Registry:
                     line.append(record.version)
                 elif record.move is State.ROLLED_BACK:
                     line.remove(record.version)
-                self._moves[record.kind, record.version] = record.move
+                self._moves[record.kind, record.version] = record
                 self._log.append(record)
 
     def _read(self, number: int) -> Promotion | None:

@@ -59,15 +59,15 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _entries(registry: Registry, kind: ArtifactKind) -> list[Entry]:
-    log, entries = registry.log(), list[Entry]()
+    entries = list[Entry]()
     learned: dict[int, int] = {0: 0}
     for number in registry.numbers(kind):
         version, state = registry.version(kind, number), registry.state(kind, number)
         learned[number] = learned.get(version.parent, 0) + len(version.events)
-        moves = [p for p in log if (p.kind, p.version) == (kind, number)]
+        moved = registry.last_move(kind, number)
         remark = "passed" if state in (State.CHAMPION, State.RETIRED) else "not judged yet"
-        if moves and state in (State.REJECTED, State.ROLLED_BACK):
-            remark = moves[-1].reason
+        if moved and state in (State.REJECTED, State.ROLLED_BACK):
+            remark = moved.reason
         entries.append(Entry(version, state, learned[number], remark))
     return entries
 

@@ -181,6 +181,8 @@ class State(StrEnum):
     ROLLED_BACK = "rolled_back"
 
 
+TAUGHT = "demonstrations.json"
+"""The file of a policy version that holds what `attune sft` taught it."""
 ArtifactKind = Literal["policy", "reward"]
 
 

@@ -13,7 +13,7 @@ from itertools import islice, takewhile
 import numpy as np
 
 from attune.reward import Array, unpack
-from attune.types import EVALUATION, Demonstration, Feedback, Interaction, Preference, Signal
+from attune.types import EVALUATION, Candidate, Demonstration, Feedback, Interaction, Preference, Signal
 from feedback.store import Store, derive, teaches
 from learner.likelihoods import Index
 from learner.reward_trainer import Judged, Typical
@@ -120,7 +120,7 @@ class Journal:
 
     def typical(self) -> Typical | None:
         """Return the answers that scale features and rewards; None while there are too few."""
-        candidates = [c for interaction in self.anchors.values() for c in interaction.candidates]
+        candidates = self._typical_answers()
         if len(candidates) < MIN_ANCHORS:
             return None
         return Typical(unpack([c.features or b"" for c in candidates]), [c.text for c in candidates])
@@ -172,9 +172,13 @@ class Journal:
 
     def _is_typical(self, interaction: Interaction) -> bool:
         """Whether an interaction is among the first; that version need not be the base: people may come after `attune sft`."""
+        if len(self.anchors) >= MAX_ANCHORS:
+            return False
         first = next(iter(self.anchors.values()), interaction)
-        few = sum(len(known.candidates) for known in self.anchors.values()) < MIN_ANCHORS
-        return few or (len(self.anchors) < MAX_ANCHORS and interaction.policy_version == first.policy_version)
+        return interaction.policy_version == first.policy_version or len(self._typical_answers()) < MIN_ANCHORS
+
+    def _typical_answers(self) -> list[Candidate]:
+        return [candidate for interaction in self.anchors.values() for candidate in interaction.candidates]
 
     def _sort(self, position: int, interaction: Interaction, used_through: int) -> None:
         if not _scored(interaction) or interaction.conversation_id == EVALUATION:

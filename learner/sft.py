@@ -15,10 +15,8 @@ import torch
 
 from attune.errors import Diverged, RegistryError
 from attune.registry import Registry
+from attune.types import TAUGHT
 from learner.policy import Policy
-
-TAUGHT = "demonstrations.json"
-"""What a version was taught, among its files."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from attune.progress import Progress
 from attune.prompt import render
 from attune.registry import Registry
 from attune.telemetry import setup_logging
-from attune.types import State
+from attune.types import TAUGHT, State
 from learner import publish, sft
 from learner.policy import Policy
 from learner.sft import Example
@@ -75,7 +75,7 @@ def run(config: Config, data: Path, *, epochs: int, batch: int, learning_rate: f
     after = sft.held_out_nll(policy, held)
     report = figures | {"stage": "sft", "held_out_nll_before": before, "held_out_nll_after": after, "seconds": time.monotonic() - started}
     known = registry.version("policy", live) if live else None
-    files = publish.files(policy, probes, parent, report) | {sft.TAUGHT: sft.to_file(taught)}
+    files = publish.files(policy, probes, parent, report) | {TAUGHT: sft.to_file(taught)}
     version = registry.publish(
         "policy", files, parent=live, base_model=config.model_identity,
         base_revision=config.model.revision or "", trained_through=known.trained_through if known else 0, report=report,

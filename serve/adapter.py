@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 
 from attune.errors import AdapterError
 from attune.events import explain
+from attune.types import TAUGHT
 
 WEIGHTS, SETTINGS, FINGERPRINT = "adapter_model.safetensors", "adapter_config.json", "fingerprint.json"
-KNOWN_FILES = frozenset({WEIGHTS, SETTINGS, FINGERPRINT, "report.json", "manifest.json", "demonstrations.json"})
+KNOWN_FILES = frozenset({WEIGHTS, SETTINGS, FINGERPRINT, "report.json", "manifest.json", TAUGHT})
 MAX_ABS = 50.0
 MAX_RMS_CHANGE = 1.0
 """Root mean square of what an adapter adds to a weight matrix; weights themselves lie far below 1."""
