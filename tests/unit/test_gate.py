@@ -79,12 +79,37 @@ def test_ties_teach_nothing() -> None:
 
 def test_held_out_reward_follows_where_the_policy_went() -> None:
     one, zero = group(1.0, 0.0), torch.zeros(2)
-    same = {one.interaction_id: Seen(torch.tensor([-2.0, -2.0]), zero, 0.0)}
-    moved = {one.interaction_id: Seen(torch.tensor([-1.0, -4.0]), zero, 0.0)}
+    same = {one.interaction_id: Seen(tuple(torch.tensor([[-1.0, -1.0], [-1.0, -1.0]])), zero, 0.0)}
+    moved = {one.interaction_id: Seen(tuple(torch.tensor([[-0.5, -0.5], [-2.0, -2.0]])), zero, 0.0)}
     assert held_out_reward([one], same) == pytest.approx(0.5)
     assert held_out_reward([one], moved) == pytest.approx(math.exp(1) / (math.exp(1) + math.exp(-2)))
     assert kl_to_base([one], same) == pytest.approx(0.0)
     expected = (math.exp(1) * 1.0 + math.exp(-2) * -2.0) / (math.exp(1) + math.exp(-2))
     assert kl_to_base([one], moved) == pytest.approx(expected)
-    assert step_kl([one], same, same) == 0.0
-    assert step_kl([one], same, moved) > 0.5
+
+
+def every_answer(first_V: torch.Tensor, then_VV: torch.Tensor) -> Seen:
+    """Return what a policy over two tokens thinks of all answers of that length, in order."""
+    size = len(first_V)
+    rows = tuple(torch.stack([first_V[i], then_VV[i, j]]) for i in range(size) for j in range(size))
+    return Seen(rows, torch.zeros(1), 0.0)
+
+
+def test_the_step_of_an_update_is_the_divergence_of_the_old_policy_from_the_new() -> None:
+    noise = torch.Generator().manual_seed(0)
+    old, new = ([torch.randn(shape, generator=noise).log_softmax(-1) for shape in ((4,), (4, 4))] for _ in range(2))
+    before, after = every_answer(*old), every_answer(*new)
+    likely_N = before.totals().exp()
+    divergence = float((likely_N * (before.totals() - after.totals())).sum())
+    expected = 0.0
+    for likely, before_T, after_T in zip(likely_N, before.logprob_NT, after.logprob_NT, strict=True):
+        alone = [{"i": Seen((row,), torch.zeros(1), 0.0)} for row in (before_T, after_T)]
+        expected += float(likely) * step_kl([group(0.0)], *alone)
+    assert expected == pytest.approx(divergence, rel=1e-5)
+
+
+def test_one_long_answer_that_drifted_a_little_at_each_token_is_no_far_step() -> None:
+    before = {"i": Seen((torch.full((40,), -1.0),), torch.zeros(1), 0.0)}
+    after = {"i": Seen((torch.full((40,), -0.9),), torch.zeros(1), 0.0)}
+    assert step_kl([group(0.0)], before, before) == 0.0
+    assert 0.1 < step_kl([group(0.0)], before, after) < 0.3  # over the whole answer, now 55 times as likely, it would be 50 nats

@@ -211,7 +211,7 @@ def test_the_probability_of_saying_nothing_is_exact(policy: Policy) -> None:
     (seen,) = evaluate.look(policy, [group], 2).values()
     (without,) = evaluate.look(policy, [group]).values()
     assert seen.empty == pytest.approx(float(logits_V.softmax(-1)[2]), rel=1e-4)
-    assert seen.logprob_N.tolist() == pytest.approx(without.logprob_N.tolist(), abs=1e-4)
+    assert seen.totals().tolist() == pytest.approx(without.totals().tolist(), abs=1e-4)
 
 
 def test_one_held_out_group_is_not_all_that_a_challenger_is_judged_on(policy: Policy) -> None:
