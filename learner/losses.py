@@ -19,6 +19,7 @@ class Sums:
     loss: float = 0.0
     kl: float = 0.0
     clipped: float = 0.0
+    kept: float = 0.0
     weight: float = 0.0
     weight_squared: float = 0.0
     advantage: float = 0.0
@@ -35,8 +36,8 @@ class Sums:
 
     @property
     def ess(self) -> float:
-        """Return the effective share of the tokens that the importance weights leave, 0 to 1."""
-        return self.weight**2 / (self.tokens * self.weight_squared) if self.weight_squared > 0 else 0.0
+        """Return the effective share that the importance weights leave of the tokens that were kept, 0 to 1; 0 if none was."""
+        return self.weight**2 / (self.kept * self.weight_squared) if self.weight_squared > 0 else 0.0
 
     def means(self) -> dict[str, float]:
         """Return the figures under TRL's names, per token."""
@@ -83,6 +84,7 @@ def policy_loss(
             loss=float(loss.detach()),
             kl=float((ratio_P - 1 - ratio_P.log()).sum()),
             clipped=float((clipped_P != ratio_P).sum()),
+            kept=float(keep_P.sum()),
             weight=float(weight_P.sum()),
             weight_squared=float((weight_P**2).sum()),
             advantage=float(advantage_P.sum()),

@@ -25,6 +25,7 @@ from learner.sft import Example, nll
 MAX_STEP_KL_NATS = 3.0
 """How far one update may move the policy, in nats per answer: steps that follow are left out beyond it."""
 MIN_ESS = 0.5
+"""Effective sample size, as a share, below which a part of the batch is left out: its rollouts are too old for this policy."""
 GAE_LAMBDA = 0.95
 """Once the critic is trusted; 1 before."""
 
@@ -57,9 +58,9 @@ def update(
 
     The batch is split into `optimizer_steps` parts, and later parts are clipped around the policy as it was before the first step. For
     answers of the `live` version, which this policy is, the sampler's own log-probs say what that was; for others it costs a forward
-    pass. A smaller update takes smaller steps, and so does one whose rewards nearly tie, since Adam's do not shrink with the evidence.
-    `demonstrations` are spread over the parts, and make a step larger by no more than their weight. `between` is called between passes over
-    rows, and whatever it raises ends the update.
+    pass. A part that is too old for this policy is left out. A smaller update takes smaller steps, and so does one whose rewards nearly
+    tie, since Adam's do not shrink with the evidence. `demonstrations` are spread over the parts, and make a step larger by no more than
+    their weight. `between` is called between passes over rows, and whatever it raises ends the update.
     """
     steps = min(settings.optimizer_steps, len(rollouts))
     parts = [range(part, len(rollouts), steps) for part in range(steps)]
@@ -74,7 +75,11 @@ def update(
             plans[i], row = _backward(policy, rollouts[i], plans.get(i), prox.get(i), tokens, settings, between)
             sums = sums + row
         everything = everything + sums
-        _check(sums)
+        if not math.isfinite(sums.loss):
+            raise Diverged("the policy loss is not finite")
+        if sums.ess < MIN_ESS:
+            policy.forget_gradients()
+            continue
         if sums.kl / max(1, sum(len(rollouts[i].answers) for i in part)) > MAX_STEP_KL_NATS:
             policy.forget_gradients()
             break
@@ -84,6 +89,8 @@ def update(
         norms.append(policy.step(settings.grad_clip, 1.0 / divisor, share * told))
         if not math.isfinite(norms[-1]):
             raise Diverged("the gradient is not finite")
+    if not norms:
+        raise Diverged(f"every rollout is too old for this policy: their effective sample size is {everything.ess:.2f}")
     learned = policy.critic.learn(
         torch.cat([plan.feature_PF for plan in plans.values()]), torch.cat([plan.return_P for plan in plans.values()])
     )
@@ -94,13 +101,6 @@ def _demonstrate(policy: Policy, examples: Sequence[Example], weight: float) -> 
     """Add the gradient of `weight` x the mean loss of some demonstrations."""
     for example in examples:
         (nll(policy, example) * (weight * example.weight / len(examples))).backward()  # type: ignore[no-untyped-call]
-
-
-def _check(sums: Sums) -> None:
-    if not math.isfinite(sums.loss):
-        raise Diverged("the policy loss is not finite")
-    if sums.ess < MIN_ESS:
-        raise Diverged(f"the effective sample size fell to {sums.ess:.2f}: the rollouts are too old for this policy")
 
 
 def _before(policy: Policy, rollout: Rollout, live: int | None, between: Callable[[], None]) -> torch.Tensor:

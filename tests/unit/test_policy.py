@@ -194,6 +194,20 @@ def test_rollouts_too_old_for_the_policy_are_refused_and_leave_no_trace(policy: 
     assert all(weight.grad is None for weight in policy.weights)
 
 
+def test_a_few_rollouts_too_old_for_the_policy_do_not_keep_it_from_learning_from_the_others(policy: Policy) -> None:
+    fresh = rollout(policy, (2.0, -1.0, -1.0))
+    strange = replace(fresh, behaviour=tuple(tuple(x - 3.0 for x in row) for row in fresh.behaviour))
+    half = replace(fresh, behaviour=(fresh.behaviour[0], *strange.behaviour[1:]))
+    settings, before, likely = LearnerSection(optimizer_steps=2, max_groups_per_update=2), policy.snapshot(), total(policy, 0)
+    report = ppo.update(policy, [strange, fresh], settings)
+    assert report["steps"] == 1
+    assert total(policy, 0) > likely
+    policy.restore(before)
+    report = ppo.update(policy, [half], settings)  # one answer of three is kept, and it counts in full
+    assert report["steps"] == 1
+    assert report["kept"] < 0.5 < report["ess"]
+
+
 def test_two_networks_share_one_memory(tiny_model: Path) -> None:
     network = load_base(str(tiny_model), None, torch.float32)
     base = FrozenBase(twin(network))
