@@ -15,7 +15,7 @@ from attune.errors import ConfigError, RegistryError
 from attune.progress import Progress
 from attune.registry import Registry
 from attune.simulate import command as simulate
-from attune.types import ArtifactKind, State, Version
+from attune.types import ArtifactKind, Version
 
 PROGRAMS = {
     "serve": "answer chat requests and take votes",
@@ -122,7 +122,7 @@ def _versions(args: argparse.Namespace) -> int:
         when = datetime.fromtimestamp(version.created_at).strftime("%Y-%m-%d %H:%M:%S")
         parent, through, votes = map(str, (version.parent, version.trained_through, len(version.events)))
         state = registry.state(args.kind, number)
-        table.add_row(f"{args.kind} {number}", state, parent, through, votes, when, _remark(registry, version, state))
+        table.add_row(f"{args.kind} {number}", state, parent, through, votes, when, _remark(registry, version))
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
     return 0
 
@@ -138,11 +138,11 @@ SHOWN = {
 PIPE_WIDTH = 160
 
 
-def _remark(registry: Registry, version: Version, state: State) -> str:
+def _remark(registry: Registry, version: Version) -> str:
     """Return why a version was taken out of service or refused, else its key figures."""
-    moved = registry.last_move(version.kind, version.number)
-    if moved and state in (State.REJECTED, State.ROLLED_BACK):
-        return moved.reason
+    refused = registry.refusal(version.kind, version.number)
+    if refused is not None:
+        return refused
     figures = ((label, version.report.get(name)) for name, label in SHOWN.items())
     return ", ".join(f"{label} {value:.2f}" for label, value in figures if isinstance(value, int | float))
 

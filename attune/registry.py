@@ -150,10 +150,11 @@ class Registry:
         last = State.CHAMPION if number == 0 else moved.move if moved else State.PUBLISHED
         return State.RETIRED if last is State.CHAMPION and champion != number else last
 
-    def last_move(self, kind: ArtifactKind, number: int) -> Promotion | None:
-        """Return the newest record of a version; None if it was published and never moved."""
+    def refusal(self, kind: ArtifactKind, number: int) -> str | None:
+        """Return why a version was rejected or rolled back; None if it was neither."""
         self._catch_up()
-        return self._moves.get((kind, number))
+        moved = self._moves.get((kind, number))
+        return moved.reason if moved and moved.move in (State.REJECTED, State.ROLLED_BACK) else None
 
     def champion(self, kind: ArtifactKind) -> int:
         """Return the version that most users get: the last made champion that was not rolled back since; else 0."""

@@ -64,10 +64,9 @@ def _entries(registry: Registry, kind: ArtifactKind) -> list[Entry]:
     for number in registry.numbers(kind):
         version, state = registry.version(kind, number), registry.state(kind, number)
         learned[number] = learned.get(version.parent, 0) + len(version.events)
-        moved = registry.last_move(kind, number)
-        remark = "passed" if state in (State.CHAMPION, State.RETIRED) else "not judged yet"
-        if moved and state in (State.REJECTED, State.ROLLED_BACK):
-            remark = moved.reason
+        remark = registry.refusal(kind, number)
+        if remark is None:
+            remark = "passed" if state in (State.CHAMPION, State.RETIRED) else "not judged yet"
         entries.append(Entry(version, state, learned[number], remark))
     return entries
 

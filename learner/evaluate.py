@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from learner.losses import k3
 from learner.policy import Policy
 from learner.rollout import Rollout
 
@@ -83,13 +84,12 @@ def kl_to_base(groups: Sequence[Rollout], seen: Looks) -> float:
 
 
 def step_kl(groups: Sequence[Rollout], before: Looks, after: Looks) -> float:
-    """Return how far an update moved the policy, in nats per answer: Schulman's k3 estimate at each token of answers of the earlier policy.
+    """Return how far an update moved the policy, in nats per answer: estimated at each token of answers of the earlier policy.
 
     Over whole answers it would estimate the same, but from a handful of them one that became forty times as likely decides alone.
     """
     pairs = [rows for g in groups for rows in zip(before[g.interaction_id].logprob_NT, after[g.interaction_id].logprob_NT, strict=True)]
-    moved_P = torch.cat([after_T - before_T for before_T, after_T in pairs]).clamp(-20.0, 20.0)
-    return float((moved_P.exp() - 1 - moved_P).sum()) / len(pairs)
+    return sum(float(k3(after_T, before_T).sum()) for before_T, after_T in pairs) / len(pairs)
 
 
 def _expected(groups: Sequence[Rollout], seen: Looks, values: Sequence[torch.Tensor]) -> float:

@@ -57,6 +57,12 @@ def importance(prox_P: torch.Tensor, behaviour_P: torch.Tensor) -> torch.Tensor:
     return log_ratio.exp().clamp_max(MAX_IMPORTANCE)
 
 
+def k3(logprob_P: torch.Tensor, earlier_P: torch.Tensor) -> torch.Tensor:
+    """Return by token how far a policy went from the earlier one whose answers these are, in nats: Schulman's k3 estimate."""
+    moved_P = (logprob_P - earlier_P).clamp(-20.0, 20.0)
+    return moved_P.exp() - 1 - moved_P
+
+
 def policy_loss(
     logprob_P: torch.Tensor,
     prox_P: torch.Tensor,
@@ -82,7 +88,7 @@ def policy_loss(
         return loss, Sums(
             tokens=len(gain_P),
             loss=float(loss.detach()),
-            kl=float((ratio_P - 1 - ratio_P.log()).sum()),
+            kl=float(k3(logprob_P, prox_P).sum()),
             clipped=float((clipped_P != ratio_P).sum()),
             kept=float(keep_P.sum()),
             weight=float(weight_P.sum()),

@@ -94,7 +94,8 @@ def update(
     learned = policy.critic.learn(
         torch.cat([plan.feature_PF for plan in plans.values()]), torch.cat([plan.return_P for plan in plans.values()])
     )
-    return everything.means() | learned | _figures(rollouts, plans) | {"grad_norm": norms[-1], "steps": float(len(norms))}
+    steps_taken = {"grad_norm": norms[-1], "steps": float(len(norms)), "kept": everything.kept / everything.tokens}
+    return everything.means() | learned | _figures(rollouts, plans) | steps_taken
 
 
 def _demonstrate(policy: Policy, examples: Sequence[Example], weight: float) -> None:
@@ -171,7 +172,6 @@ def _figures(rollouts: Sequence[Rollout], plans: dict[int, _Plan]) -> dict[str, 
         "kl_to_ref": sum(plan.kl_nats for plan in plans.values()) / answers,
         "base_logprob": sum(plan.reference_nats for plan in plans.values()) / tokens,
         "entropy": sum(plan.entropy for plan in plans.values()) / tokens,
-        "kept": sum(float(plan.keep_P.sum()) for plan in plans.values()) / tokens,
         "length_mean": tokens / answers,
         "score_mean": sum(sum(rollout.rewards) for rollout in used) / answers,
     }

@@ -86,6 +86,8 @@ def test_held_out_reward_follows_where_the_policy_went() -> None:
     assert kl_to_base([one], same) == pytest.approx(0.0)
     expected = (math.exp(1) * 1.0 + math.exp(-2) * -2.0) / (math.exp(1) + math.exp(-2))
     assert kl_to_base([one], moved) == pytest.approx(expected)
+    assert step_kl([one], same, same) == 0.0
+    assert step_kl([one], same, moved) > 0.5
 
 
 def every_answer(first_V: torch.Tensor, then_VV: torch.Tensor) -> Seen:
