@@ -1,7 +1,8 @@
-"""The reward model: features of an answer -> utility with a spread. Numpy alone, so that scoring costs a matrix product.
+"""The reward model: features and looks of an answer -> utility with a spread. Numpy alone, so that scoring costs a matrix product.
 
-Linear over standardised features; a mean weight vector and K posterior particles, whose disagreement is the spread. Fitting lives in
-`learner.reward_trainer`; this file is what serve and learner must agree on. Shapes: N answers, D features, K particles.
+Linear over what `matrix` makes of both, standardised; a mean weight vector and K posterior particles, whose disagreement is the spread.
+Fitting lives in `learner.reward_trainer`; this file is what serve and learner must agree on. Shapes: N answers, D numbers of an answer,
+K particles.
 """
 
 import json
@@ -16,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from attune.errors import RegistryError
-from attune.style import STYLES, style
+from attune.style import NUM_LOOKS, STYLES, looks, style
 
 WEIGHTS, SETTINGS = "reward.safetensors", "reward.json"
-FORMAT = 1
+FORMAT, BEFORE_LOOKS = 2, 1
 CLIP = 10.0
 """Standard deviations beyond which no feature says more."""
 OWN = -1
@@ -80,8 +81,9 @@ class RewardModel:
     """The version whose folder holds the trunk (`attune.trunk`) that this one stands on; 0: none."""
 
     @classmethod
-    def prior(cls, width: int) -> "RewardModel":
+    def prior(cls, feature_width: int) -> "RewardModel":
         """Return version 0: utility 0 for every answer."""
+        width = NUM_LOOKS + feature_width
         zero = np.zeros(width, np.float32)
         return cls(0, zero, np.ones(width, np.float32), zero, np.zeros((2, width), np.float32))
 
@@ -91,10 +93,12 @@ class RewardModel:
         try:
             settings = json.loads((folder / SETTINGS).read_bytes())
             tensors = load_file(folder / WEIGHTS)
-            if settings["format"] != FORMAT:
+            if settings["format"] not in (FORMAT, BEFORE_LOOKS):
                 raise ValueError(f"format {settings['format']} is not known")
             names = ("center_D", "scale_D", "mean_D", "particles_KD")
             arrays = {name: tensors[name].astype(np.float32) for name in names}
+            if settings["format"] == BEFORE_LOOKS:
+                arrays = {name: _blind_to_looks(name, array) for name, array in arrays.items()}
             width = arrays["mean_D"].shape[0]
             if any(a.shape[-1] != width for a in arrays.values()) or not all(np.isfinite(a).all() for a in arrays.values()):
                 raise ValueError("tensors have different widths or values that are not finite")
@@ -112,14 +116,14 @@ class RewardModel:
         settings["trunk"] = self.trunk
         return {WEIGHTS: save(tensors), SETTINGS: json.dumps(settings, indent=1).encode()}
 
-    def utility(self, features: Sequence[bytes]) -> tuple[Array, Array]:
+    def utility(self, features: Sequence[bytes], texts: Sequence[str]) -> tuple[Array, Array]:
         """Return mean and spread (standard deviation over particles) of the utility of every answer."""
         if not features:
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
-        return self.judge(unpack(features))
+        return self.judge(matrix(features, texts))
 
     def judge(self, raw_ND: Array) -> tuple[Array, Array]:
-        """Return mean and spread of the utility of every row of raw features."""
+        """Return mean and spread of the utility of every row of `matrix`."""
         z_ND = self.standardise(raw_ND)
         deviations_NK = z_ND @ (self.particles_KD - self.mean_D).T
         return z_ND @ self.mean_D, np.sqrt(np.mean(deviations_NK**2, axis=1))
@@ -129,7 +133,7 @@ class RewardModel:
 
         `bonus` is what the operator's terms add, in anchor standard deviations.
         """
-        mean, spread = self.utility(features)
+        mean, spread = self.utility(features, texts)
         total: Array = mean - np.float32(pessimism) * spread - self.debias.effect(texts)
         if bonus is not None:
             total = total + np.float32(self.anchors.std) * bonus
@@ -160,6 +164,18 @@ def trunk_of(folder: Path) -> int:
     except (OSError, ValueError, TypeError):
         return 0
     return int(folder.name) if trunk == OWN else trunk
+
+
+def _blind_to_looks(name: str, array: Array) -> Array:
+    """Return a tensor of a version that knew no looks as of one to which they are worth nothing."""
+    before = [(0, 0)] * (array.ndim - 1) + [(NUM_LOOKS, 0)]
+    padded: Array = np.pad(array, before, constant_values=float(name == "scale_D"))
+    return padded
+
+
+def matrix(features: Sequence[bytes], texts: Sequence[str]) -> Array:
+    """Return what is known of every answer, a row each: how its text looks, then its features (with a trunk's number behind them)."""
+    return np.concatenate([looks(texts), unpack(features)], 1)
 
 
 def unpack(features: Sequence[bytes]) -> Array:

@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 STYLES = ("length", "format")
+NUM_LOOKS = 7
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _MARKS = re.compile(r"^\s*(?:[-*+]|\d+[.)]|#{1,6})\s|\*\*|```|^\s*\|", re.MULTILINE)
 
 
@@ -30,3 +33,27 @@ def style(texts: Sequence[str]) -> NDArray[np.float32]:
     """
     rows = [(np.log1p(len(text.split())), np.log1p(len(_MARKS.findall(text)))) for text in texts]
     return np.array(rows, np.float32).reshape(-1, len(STYLES))
+
+
+def looks(texts: Sequence[str]) -> NDArray[np.float32]:
+    """Return one row per text, of what tone and plainness show in, whatever it says; zeros for an empty text.
+
+    Whether it ends with an exclamation mark or a question mark, log(1 + how many it has) of each, letters a word, log(1 + words of the
+    longest sentence), log(1 + marks of lists, headings, bold type, tables and code).
+
+    >>> looks(["How nice! Is it yours?"]).round(2).tolist()
+    [[0.0, 1.0, 0.69, 0.69, 3.2, 1.39, 0.0]]
+    """
+    return np.array([_looks(text) for text in texts], np.float32).reshape(-1, NUM_LOOKS)
+
+
+@lru_cache(8192)
+def _looks(text: str) -> tuple[float, ...]:
+    said, last = [word.strip(".,;:!?'\"()*") for word in text.split()], text.rstrip()[-1:]
+    if not said:
+        return (0.0,) * NUM_LOOKS
+    letters = sum(map(len, said)) / len(said)
+    longest = max(len(part.split()) for part in _SENTENCE_END.split(text.strip()))
+    exclaimed, asked = (sum(text.count(sign) for sign in signs) for signs in ("!\uff01", "?\uff1f"))
+    counts = (float(np.log1p(count)) for count in (longest, len(_MARKS.findall(text))))
+    return float(last in "!\uff01"), float(last in "?\uff1f"), float(np.log1p(exclaimed)), float(np.log1p(asked)), letters, *counts

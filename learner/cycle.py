@@ -345,10 +345,12 @@ class Cycle:
             return
         self._look_at_edits()
         for signal in self.journal.signals(fresh):
-            features = [c.features or b"" for c in self.journal.judged[signal.interaction_id].candidates]
-            edit = self.edits.get(signal.feedback_id)
-            edited = None if edit is None else float(self.reward.utility([edit])[0][0])
-            self.prequential.add(signal, self.reward.utility(features)[0].tolist(), self.reward.scale, edited)
+            candidates = self.journal.judged[signal.interaction_id].candidates
+            utility = self.reward.utility([c.features or b"" for c in candidates], [c.text for c in candidates])[0]
+            edited = None
+            if isinstance(signal, Demonstration) and signal.feedback_id in self.edits:
+                edited = float(self.reward.utility([self.edits[signal.feedback_id]], [signal.text])[0][0])
+            self.prequential.add(signal, utility.tolist(), self.reward.scale, edited)
 
     def _lineage(self) -> dict[str, Any]:
         return {

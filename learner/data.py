@@ -12,7 +12,7 @@ from itertools import islice, takewhile
 
 import numpy as np
 
-from attune.reward import Array, unpack
+from attune.reward import Array, matrix
 from attune.types import EVALUATION, Candidate, Demonstration, Feedback, Interaction, Preference, Signal
 from feedback.store import Store, derive, teaches
 from learner.likelihoods import Index
@@ -109,7 +109,7 @@ class Journal:
                 edit_rows[signal.feedback_id] = len(features)
                 features.append(edits[signal.feedback_id])
                 texts.append(signal.text)
-        return Judged(unpack(features) if features else NOTHING, rows, edit_rows, signals, texts)
+        return Judged(matrix(features, texts) if features else NOTHING, rows, edit_rows, signals, texts)
 
     def weights(self, *, half_life_s: float, max_importance: float) -> dict[str, float]:
         """Return by feedback id how much each of the newest votes in force counts."""
@@ -123,7 +123,8 @@ class Journal:
         candidates = self._typical_answers()
         if len(candidates) < MIN_ANCHORS:
             return None
-        return Typical(unpack([c.features or b"" for c in candidates]), [c.text for c in candidates])
+        texts = [c.text for c in candidates]
+        return Typical(matrix([c.features or b"" for c in candidates], texts), texts)
 
     def newest_prompts(self, count: int) -> list[Interaction]:
         """Return interactions with different prompts that were voted on last, and that more rollouts could be drawn like."""

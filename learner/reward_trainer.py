@@ -1,8 +1,8 @@
 """Votes in, a reward version out: MAP fits with Laplace posteriors, several probes mixed by their evidence.
 
 A probe is a prior that says which feature groups matter: all alike, or one above the others. One prior for everything dilutes a rare
-taste that shows in one group alone, so every probe is fitted and their evidence decides. Shapes: M judged answers, D features,
-A Fisher rows, K particles.
+taste that shows in one group alone, so every probe is fitted and their evidence decides. Shapes: M judged answers, D numbers
+of an answer (`attune.reward.matrix`), A Fisher rows, K particles.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +14,7 @@ import torch
 
 from attune.frozen import NUM_SCALARS
 from attune.reward import Anchors, Array, Debias, RewardModel, Scale
-from attune.style import STYLES, style
+from attune.style import NUM_LOOKS, STYLES, style
 from attune.types import Signal
 from learner.likelihoods import NUM_NUISANCE, Batch, Index, fisher_rows, make_batch, nll, thumb_bias
 
@@ -26,14 +26,15 @@ NEGLIGIBLE_NATS = 10.0
 NEWEST_JUDGED, ENOUGH_JUDGED = 128, 32
 LEAST_SHARE = 0.01
 
-PROBES: Mapping[str, tuple[float, float, float, float]] = {
-    "all": (0.6, 0.6, 0.6, 1.3),
-    "words": (3.0, 0.05, 0.05, 0.3),
-    "meaning": (0.05, 3.0, 0.05, 0.3),
-    "ending": (0.05, 0.05, 3.0, 0.3),
-    "scalars": (0.05, 0.05, 0.05, 3.0),
+PROBES: Mapping[str, tuple[float, float, float, float, float]] = {
+    "all": (0.3, 0.6, 0.6, 0.6, 1.3),
+    "looks": (3.0, 0.05, 0.05, 0.05, 0.3),
+    "words": (0.05, 3.0, 0.05, 0.05, 0.3),
+    "meaning": (0.05, 0.05, 3.0, 0.05, 0.3),
+    "ending": (0.05, 0.05, 0.05, 3.0, 0.3),
+    "scalars": (0.05, 0.05, 0.05, 0.05, 3.0),
 }
-"""Prior variance of the utility that comes from: embeddings, mean of the deep layer, its last token, the scalars."""
+"""Prior variance of the utility that comes from: looks, embeddings, mean of the deep layer, its last token, the scalars."""
 FAVOUR_NATS: Mapping[str, float] = {"ending": 2.0, "all": 1.0}
 """Evidence that a probe has before the first vote: on few votes the deep layer's last token ranks best, whatever the taste."""
 
@@ -52,7 +53,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Typical:
-    """Answers that nobody chose: they centre and scale the features, and give the range of what can be earned. Shapes: N answers."""
+    """Answers that nobody chose: they centre and scale what is known, and give the range of what can be earned. Shapes: N answers."""
 
     features_ND: Array
     texts: Sequence[str]
@@ -142,8 +143,8 @@ def mattered(report: Mapping[str, Any]) -> list[str]:
 
 
 def _group_sizes(width: int) -> list[int]:
-    group = (width - NUM_SCALARS) // 3
-    return [group, group, group, NUM_SCALARS]
+    group = (width - NUM_LOOKS - NUM_SCALARS) // 3
+    return [NUM_LOOKS, group, group, group, NUM_SCALARS]
 
 
 def _prior_std(variances: Sequence[float], width: int) -> torch.Tensor:

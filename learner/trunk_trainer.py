@@ -16,7 +16,8 @@ import torch
 
 from attune.frozen import FrozenBase
 from attune.packing import Packed, pack
-from attune.reward import RewardModel, Scale, unpack
+from attune.reward import Array, RewardModel, Scale, matrix, unpack
+from attune.style import NUM_LOOKS
 from attune.trunk import WEIGHTS, Trunk, as_tensors, part, run
 from attune.types import Interaction, Signal
 from learner import reward_trainer
@@ -100,7 +101,7 @@ def fit(base: FrozenBase, lesson: Lesson, seed: int, stopping: Callable[[], bool
     """
     held = min(held_back(len(lesson.signals)), len(lesson.signals) // 2)
     probe = _probe(lesson, lesson.signals[:-held], seed)
-    trunk = Trunk(base, as_tensors(probe.center_D, probe.scale_D, probe.mean_D))
+    trunk = Trunk(base, as_tensors(*(known_D[NUM_LOOKS:] for known_D in (probe.center_D, probe.scale_D, probe.mean_D))))
     trunk.begin(seed)
     lower = part(base.network, 0, trunk.first)
     rows: dict[str, _Row] = {}
@@ -110,7 +111,7 @@ def fit(base: FrozenBase, lesson: Lesson, seed: int, stopping: Callable[[], bool
             raise Stopped
     _teach(trunk, rows, lesson.signals[:-held], seed, stopping)
     said = {name: row.numbers(trunk) for name, row in rows.items()}
-    frozen = {name: probe.judge(unpack(asked.features))[0].tolist() for name, asked in lesson.asked.items()}
+    frozen = {name: probe.judge(_without_looks(asked.features))[0].tolist() for name, asked in lesson.asked.items()}
     loss, temperature = _predicted(lesson, lesson.signals[-held:], said)
     probe_loss, _ = _predicted(lesson, lesson.signals[-held:], frozen)
     calm = 1.0 / max(1.0, temperature)  # what was learned by heart sounds surer than it is
@@ -143,8 +144,13 @@ def _probe(lesson: Lesson, signals: Sequence[Signal], seed: int) -> RewardModel:
         edits |= {feedback_id: len(features) + candidates + k for k, feedback_id in enumerate(asked.edits)}
         features += asked.features
     texts = [c.text for asked in lesson.typical for c in asked.interaction.candidates]
-    typical = reward_trainer.Typical(unpack([f for asked in lesson.typical for f in asked.features]), texts)
-    return reward_trainer.fit(reward_trainer.Judged(unpack(features), rows, edits, signals), typical, 0.0, seed)[0]
+    typical = reward_trainer.Typical(_without_looks([f for asked in lesson.typical for f in asked.features]), texts)
+    return reward_trainer.fit(reward_trainer.Judged(_without_looks(features), rows, edits, signals), typical, 0.0, seed)[0]
+
+
+def _without_looks(features: Sequence[bytes]) -> Array:
+    """Return answers as known by their frozen features alone: what a trunk begins as, and is held against."""
+    return matrix(features, [""] * len(features))
 
 
 class _Row:

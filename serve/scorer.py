@@ -18,6 +18,7 @@ from attune.config import Config
 from attune.errors import AdapterError
 from attune.frozen import Answer, FrozenBase, load_base
 from attune.reward import RewardModel
+from attune.style import NUM_LOOKS
 from attune.terms import Terms
 from attune.trunk import Trunk
 from attune.types import Candidate
@@ -73,9 +74,9 @@ class Scorer:
 
     def adopt(self, model: RewardModel, trunk: Trunk | None = None) -> None:
         """Rank with this model, on its trunk, from the next request on; raises `AdapterError` if it does not fit the base model."""
-        width = self.base.feature_width + (trunk is not None)
+        width = NUM_LOOKS + self.base.feature_width + (trunk is not None)
         if model.mean_D.shape != (width,):
-            raise AdapterError(f"it judges {model.mean_D.shape[0]} features where this base model has {width}")
+            raise AdapterError(f"it judges {model.mean_D.shape[0]} numbers of an answer where this base model gives {width}")
         with np.errstate(all="ignore"):
             mean, spread = model.judge(np.stack([np.zeros(width, np.float32), np.ones(width, np.float32)]))
         if not (np.isfinite(mean).all() and np.isfinite(spread).all()):
@@ -105,8 +106,8 @@ class Scorer:
         parts = rows(len(prompt), [len(a.token_ids) for a in answers], MAX_ROW_TOKENS)
         looks = [look for part in parts for look in self.base.look(prompt, answers[part], warm, trunk)]
         features = [look.features for look in looks]
-        mean, spread = reward.utility(features)
         texts = [c.text for c in candidates]
+        mean, spread = reward.utility(features, texts)
         values = self.terms.values(wish.question, texts)
         total = reward.total(features, texts, self.pessimism, self.terms.bonus(values, wish.weights, len(texts)))
         weights = {f"weight.{t.name}": float(wish.weights.get(t.name, t.weight)) for t in self.terms.terms}

@@ -230,7 +230,8 @@ class Session:
             question = Question(ask.text, model=way.model, candidates=way.candidates, rerank=way.rerank, **limits)  # type: ignore[arg-type]
             return await self.line.ask(question)
 
-        wanted = [ask for ask in asks for _ in range(self.plan.judge_samples if way.candidates == 1 else 1)]
+        draws = self.plan.judge_samples if way.candidates == 1 else max(1, self.plan.judge_samples // 2)  # they cost four answers each
+        wanted = [ask for ask in asks for _ in range(draws)]
         replies = await in_parallel(JUDGE_CLIENTS, sample, wanted)
         answers: dict[Ask, list[Answer]] = {ask: [] for ask in asks}
         for ask, reply in zip(wanted, replies, strict=True):

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 
 from attune.frozen import NUM_SCALARS
 from attune.reward import Anchors, RewardModel
+from attune.style import NUM_LOOKS
 from learner import sft_command
 from tests.fixtures.engine import Bench, Files
 
@@ -185,7 +186,7 @@ def publish_reward(bench: Bench, model: RewardModel) -> int:
 
 
 def test_a_reward_version_ranks_and_one_that_does_not_fit_is_refused(bench: Bench) -> None:
-    width = 3 * 128 + NUM_SCALARS
+    width = NUM_LOOKS + 3 * 128 + NUM_SCALARS
     number = publish_reward(bench, rewards(width))
     bench.wait(lambda s: s["reward_version"] == number)
     with bench.http() as http:

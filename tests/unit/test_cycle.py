@@ -29,8 +29,8 @@ def test_votes_become_a_reward_version_and_enough_of_them_a_policy(world: World)
     world.votes(3)
     assert cycle.once() is True
     assert (world.registry.champion("reward"), world.registry.champion("policy")) == (1, 0)
-    longer, shorter = (world.interaction().candidates[k].features for k in (3, 0))
-    utility, _ = cycle.reward.utility([longer or b"", shorter or b""])
+    longer, shorter = (world.interaction().candidates[k] for k in (3, 0))
+    utility, _ = cycle.reward.utility([longer.features or b"", shorter.features or b""], [longer.text, shorter.text])
     assert utility[0] > utility[1]
     world.votes(2)
     assert cycle.once() is True
@@ -147,8 +147,8 @@ def test_votes_all_taken_back_leave_indifference(world: World) -> None:
     world.store.write([Withdrawal(f"w-{v.id}", v.id, v.interaction_id, 1e3) for v in votes])
     cycle.once()
     assert cycle.reward.version == 2
-    features = [c.features or b"" for c in world.interaction().candidates]
-    mean, spread = cycle.reward.utility(features)
+    candidates = world.interaction().candidates
+    mean, spread = cycle.reward.utility([c.features or b"" for c in candidates], [c.text for c in candidates])
     assert (abs(mean).max(), spread.max()) == (0.0, 0.0)
     assert cycle.once() is False
 

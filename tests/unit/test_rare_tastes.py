@@ -5,13 +5,14 @@ import pytest
 from numpy.typing import NDArray
 
 from attune.frozen import NUM_SCALARS
+from attune.style import looks
 from attune.types import Kind, Preference, Rating, Signal
 from learner import reward_trainer
 from learner.likelihoods import Index
 from learner.reward_trainer import PROBES, Judged, Typical, fit
 
 HIDDEN = 64
-GROUPS = {"words": slice(0, HIDDEN), "meaning": slice(HIDDEN, 2 * HIDDEN), "ending": slice(2 * HIDDEN, 3 * HIDDEN)}
+GROUPS = {name: slice(k * HIDDEN, (k + 1) * HIDDEN) for k, name in enumerate(("words", "meaning", "ending"))}
 RARE = 0.2
 FLIPPED = 0.1
 SEEDS = range(4)
@@ -27,7 +28,7 @@ def answers(group: str, count: int, seed: int) -> tuple[Array, NDArray[np.bool_]
     direction[GROUPS[group]] = np.random.default_rng(77).normal(size=HIDDEN)
     liked = rng.random(count) < RARE
     features = rng.normal(size=(count, len(direction))) + 3.0 * liked[:, None] * direction / np.linalg.norm(direction)
-    return features.astype(np.float32), liked
+    return np.concatenate([looks(["text"] * count), features.astype(np.float32)], 1), liked
 
 
 def decided(name: str, first: bool, second: bool, flip: bool) -> Signal | None:

@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load, save
 
 from attune.errors import RegistryError
 from attune.frozen import NUM_SCALARS
 from attune.reward import Anchors, RewardModel
+from attune.style import NUM_LOOKS, looks
 from attune.types import Demonstration, Kind, Preference, Rating, Signal
 from learner.likelihoods import NUM_NUISANCE, TIE_LOG_NU, Batch, Index, fisher_rows, make_batch, nll
 from learner.reward_trainer import Judged, Typical, _posterior, fit
 
 HIDDEN = 32
-WIDTH = 3 * HIDDEN + NUM_SCALARS
+WIDTH = NUM_LOOKS + 3 * HIDDEN + NUM_SCALARS
 GROUPS, SIZE = 120, 4
 
 
@@ -24,7 +26,7 @@ def world(seed: int = 0) -> tuple[np.ndarray, np.ndarray, Index]:
     """Features of answers, their true utility (shown in one deep feature), and where each lies."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(GROUPS * SIZE, WIDTH)).astype(np.float32)
-    truth = 2.0 * features[:, HIDDEN + 3]
+    truth = 2.0 * features[:, NUM_LOOKS + HIDDEN + 3]
     return features, truth, {(f"i{n // SIZE}", n % SIZE): n for n in range(GROUPS * SIZE)}
 
 
@@ -87,7 +89,7 @@ def test_a_vote_that_says_nothing_leaves_the_favourite_probes_in_front() -> None
     features[1] = features[0]
     vote = Preference("f0", "i0", (0, 1), False, 1.0, Kind.COMPARISON, None)
     _, report = fit(Judged(features[:2], {at: n for at, n in rows.items() if n < 2}, {}, [vote]), typical(features), 0.5, 0)
-    others = 3 + math.e + math.e**2
+    others = 4 + math.e + math.e**2
     assert [report[f"probe_{name}"] for name in ("ending", "all", "words")] == pytest.approx(
         [math.e**2 / others, math.e / others, 1 / others], abs=0.01
     )
@@ -171,10 +173,11 @@ def test_an_edit_is_bradley_terry_a_comparison_davidson_and_a_ranking_plackett_l
 
 
 def model() -> RewardModel:
-    weights = np.zeros(4, np.float32)
-    weights[0] = 1.0
-    particles = np.stack([weights + d for d in (np.array([0, 0.1, 0, 0]), np.array([0, -0.1, 0, 0]))]).astype(np.float32)
-    return RewardModel(3, np.zeros(4, np.float32), np.ones(4, np.float32), weights, particles, Anchors(0.0, 1.0, -2.0, 2.0))
+    weights, zeros = np.zeros(NUM_LOOKS + 4, np.float32), np.zeros(NUM_LOOKS + 4, np.float32)
+    weights[NUM_LOOKS] = 1.0
+    apart = np.array([0.0] * NUM_LOOKS + [0, 0.1, 0, 0])
+    particles = np.stack([weights + apart, weights - apart]).astype(np.float32)
+    return RewardModel(3, zeros, zeros + 1, weights, particles, Anchors(0.0, 1.0, -2.0, 2.0))
 
 
 def packed(*rows: list[float]) -> list[bytes]:
@@ -226,7 +229,7 @@ def test_an_empty_answer_is_below_every_other_and_extrapolation_is_not_paid() ->
 
 def test_pessimism_takes_off_the_spread() -> None:
     features = packed([1, 1, 0, 0])
-    mean, spread = model().utility(features)
+    mean, spread = model().utility(features, ["x"])
     assert (float(mean[0]), float(spread[0])) == pytest.approx((1.0, 0.1), abs=1e-3)
     assert float(model().total(features, ["x"], 2.0)[0]) == pytest.approx(0.8, abs=1e-3)
 
@@ -243,6 +246,33 @@ def test_files_come_back_as_they_were(tmp_path: Path) -> None:
     (folder / "reward.safetensors").write_bytes(b"nonsense")
     with pytest.raises(RegistryError, match="no reward model"):
         RewardModel.load(folder)
+
+
+def test_a_version_from_before_looks_ranks_as_it_did(tmp_path: Path) -> None:
+    features = packed([1, 1, 0, 0], [3, 0, 0, 0])
+    folder = tmp_path / "000003"
+    folder.mkdir()
+    for name, data in model().to_files().items():
+        (folder / name).write_bytes(data)
+    tensors = {name: tensor[..., NUM_LOOKS:] for name, tensor in load(model().to_files()["reward.safetensors"]).items()}
+    (folder / "reward.safetensors").write_bytes(save(tensors))
+    (folder / "reward.json").write_bytes((folder / "reward.json").read_bytes().replace(b'"format": 2', b'"format": 1'))
+    again = RewardModel.load(folder)
+    assert again.mean_D.shape == model().mean_D.shape
+    assert again.utility(features, ["Oh!", "so"])[0].tolist() == model().utility(features, ["Oh!", "so"])[0].tolist() == [1.0, 3.0]
+
+
+def test_a_taste_for_how_answers_sound_is_found_in_a_few_votes() -> None:
+    features, _, rows = world()
+    texts = [("That is nice! " * (n % 3) + "It is so.").strip() if n % 5 else "Is it so?" for n in range(len(features))]
+    liked = np.array([text.count("!") - text.count("?") for text in texts], np.float32)
+    told = np.concatenate([looks(texts), features[:, NUM_LOOKS:]], 1)
+    signals = votes("ranking", liked, 12)
+    seen, _ = fit(Judged(told, rows, {}, signals), Typical(told[:64], texts[:64]), 0.5, 0)
+    blind, _ = fit(Judged(features, rows, {}, signals), typical(features), 0.5, 0)
+    new, new_texts = world(9)[0], texts[::-1]
+    wanted = liked[::-1]
+    assert accuracy(seen, np.concatenate([looks(new_texts), new[:, NUM_LOOKS:]], 1), wanted) > accuracy(blind, new, wanted) + 0.2
 
 
 def test_where_an_answer_stood_is_not_what_it_is_worth() -> None:
@@ -264,11 +294,12 @@ def test_where_an_answer_stood_is_not_what_it_is_worth() -> None:
 def test_a_style_can_be_left_out_of_the_score() -> None:
     features, _, rows = world()
     truth = 2.0 * features[:, -2]  # the length, and nothing else, is what people like
-    texts = ["word " * max(1, int(20 + 6 * x)) for x in features[:64, -2]]
+    every = ["word " * max(1, int(20 + 6 * x)) for x in features[:, -2]]
+    features[:, :NUM_LOOKS], texts = looks(every), every[:64]
     judged = Judged(features, rows, {}, votes("ranking", truth, 60))
     plain, report = fit(judged, Typical(features[:64], texts), 0.5, 0)
     fair, _ = fit(judged, Typical(features[:64], texts), 0.5, 0, debias=["length"])
-    packed = [f.astype("<f2").tobytes() for f in features[:64]]
+    packed = [f[NUM_LOOKS:].astype("<f2").tobytes() for f in features[:64]]
     assert report["correlation_with_length"] > 0.9
     assert report["correlation_with_format"] == 0.0
     assert abs(np.corrcoef(fair.total(packed, texts, 0.0), truth[:64])[0, 1]) < 0.3

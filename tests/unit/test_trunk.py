@@ -11,6 +11,7 @@ from attune.errors import RegistryError
 from attune.frozen import Answer, FrozenBase, fastest_dtype, load_base
 from attune.packing import pack
 from attune.reward import RewardModel, unpack
+from attune.style import NUM_LOOKS
 from attune.trunk import WEIGHTS, Trunk, as_tensors, part, run
 from attune.types import Interaction, Kind
 from learner import refit
@@ -158,16 +159,18 @@ def test_versions_stand_on_a_trunk_and_go_back_to_none(world: World) -> None:
     cycle, fitted = taught(world, 24)
     cycle.refit.ready = fitted
     assert cycle.once() is True
-    width = world.base.feature_width
+    width = NUM_LOOKS + world.base.feature_width
     assert (cycle.reward.trunk, cycle.reward.mean_D.shape) == (2, (width + 1,))
-    before = cycle.reward.utility([c.features or b"" for c in next(iter(cycle.journal.judged.values())).candidates])[0].tolist()
+    judged = next(iter(cycle.journal.judged.values())).candidates
+    texts = [c.text for c in judged]
+    before = cycle.reward.utility([c.features or b"" for c in judged], texts)[0].tolist()
 
     again = world.learner()  # a restart sees the same
     world.votes(1)  # ranked by the prior: what the trunk says of them is not known
     again.once()
     assert (again.reward.version, again.reward.trunk) == (3, 2)
     features = [c.features or b"" for c in again.journal.judged["i0"].candidates] if "i0" in again.journal.judged else None
-    assert features is None or cycle.reward.utility(features)[0].tolist() == pytest.approx(before, abs=0.05)
+    assert features is None or cycle.reward.utility(features, texts)[0].tolist() == pytest.approx(before, abs=0.05)
     world.registry.roll_back("reward", by="operator", reason="a matter of taste")
     world.registry.roll_back("reward", by="operator", reason="a matter of taste")
     world.votes(1)
