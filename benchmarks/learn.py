@@ -14,6 +14,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def main() -> int:
         for taste in arguments.tastes:
             figures |= learned.of_taste(taste, runs.of_taste(taste), CHECKPOINTS[0])
     if "pace" in arguments.parts:
-        figures |= pace.figures(runs.made("pace", pace.run))
+        for taste in pace.TASTES:
+            figures |= pace.figures(taste, runs.made(f"pace-{taste}", partial(pace.run, taste)))
     if "kinds" in arguments.parts:
         for kind in sorted(KINDS):
             run = runs.kept(f"kind-{kind}", taste="short", votes=KIND_VOTES, every_s=arguments.every_s, kinds=[kind])

@@ -98,7 +98,7 @@ def draw(taste: str, online: Sequence[tuple[float, float]], offline: Sequence[tu
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=label)
     axes.axhline(0.5, color="#888888", linewidth=1, linestyle="--")
     axes.set(xlabel="votes", ylabel="preferred to the base (ties half)", ylim=(0.4, 1.0), title=f"taste: {taste}, policy alone")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="center right", frameon=False)
     figure.tight_layout()
     figure.savefig(PLOT)
     plt.close(figure)

@@ -1,7 +1,7 @@
 """How fast votes become a live policy while people chat, and what that costs the replies: a part of `benchmarks.learn`.
 
-People ask every two seconds. For the cost of learning the learner is stopped and let go on by turns, so that both kinds of replies come
-from the same policies: adapters make replies slower and a taste for brevity makes them faster, whoever learns.
+People of a taste ask every two seconds. For the cost of learning the learner is stopped and let go on by turns, so that both kinds of
+replies come from the same policies: adapters make replies slower and a taste for brevity makes them faster, whoever learns.
 """
 
 import json
@@ -16,13 +16,15 @@ from typing import Any
 
 from benchmarks.deployment import Deployment
 
+TASTES = ("friendly", "short")
+"""Long answers, then brief ones: what a machine has time for between two requests is a matter of their length."""
 VOTES, EVERY_S, TURN_S = 60, 2.0, 20.0
 COST_VOTES = 180
 
 
-def run() -> dict[str, Any]:
-    """Return the result of a session at that pace, its histogram, and how long replies of a second session took by turns."""
-    options = {"taste": "friendly", "every_s": EVERY_S, "judge_prompts": 0}
+def run(taste: str) -> dict[str, Any]:
+    """Return the result of a session of a taste at that pace, its histogram, and how long replies of a second session took by turns."""
+    options = {"taste": taste, "every_s": EVERY_S, "judge_prompts": 0}
     with Deployment() as deployment:
         result = deployment.simulate(votes=VOTES, **options)
         result["histogram"] = deployment.histogram("attune_vote_to_live_seconds", kind="policy")
@@ -46,10 +48,13 @@ def take_turns(pid: int, turns: list[float], done: threading.Event) -> None:
     os.kill(pid, signal.SIGCONT)
 
 
-def figures(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the pace of votes to a live policy, as receipts and the histogram on /metrics tell it, and what the replies pay."""
+def figures(taste: str, result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the pace of votes to a live policy, as receipts and the histogram on /metrics tell it, and what the replies pay.
+
+    Figures of another taste than the first have its name in front.
+    """
     learning, stopped = by_turn(result["turns"], result["replies"])
-    return {
+    found = {
         "vote_to_policy_p50_s": result["vote_to_live_s"]["p50"],
         "vote_to_policy_p95_s": result["vote_to_live_s"]["p95"],
         "vote_to_policy_p50_s_by_metrics": quantile(result["histogram"], 0.5),
@@ -59,6 +64,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, float]:
         "reply_vs_without_learner": statistics.median(learning) / statistics.median(stopped),
         "replies_compared": float(len(learning) + len(stopped)),
     }
+    return found if taste == TASTES[0] else {f"{taste}_{name}": value for name, value in found.items()}
 
 
 def by_turn(turns: Sequence[float], replies: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:

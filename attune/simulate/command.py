@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--judge-at", type=count, nargs="+", default=[], metavar="VOTES", help="judge after so many votes too (default: at the end alone)"
     )
-    parser.add_argument("--judge-samples", type=count, default=1, help="answers per prompt and side, half as many where they are ranked (default 1)")
+    parser.add_argument(
+        "--judge-samples", type=count, default=1, help="answers per prompt and side, half as many where they are ranked (default 1)"
+    )
     parser.add_argument("--judge-temperature", type=float, default=None, help="default: the server's own; 0 is greedy")
     parser.add_argument("--judge-off-task", action="store_true", help="judge at the end on tasks that nobody votes on, too")
     parser.add_argument(
