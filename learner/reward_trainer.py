@@ -25,6 +25,8 @@ JITTER = 1e-3
 NEGLIGIBLE_NATS = 10.0
 NEWEST_JUDGED, ENOUGH_JUDGED = 128, 32
 LEAST_SHARE = 0.01
+RARE_LOOK = 0.25
+"""Least deviation of a look: what no typical answer has, such as a list, must not count ten deviations once one has it."""
 
 PROBES: Mapping[str, tuple[float, float, float, float, float]] = {
     "all": (0.3, 0.6, 0.6, 0.6, 1.3),
@@ -109,6 +111,7 @@ def fit(
     """
     center_D = typical.features_ND.mean(0)
     scale_D = np.maximum(typical.features_ND.std(0), 1e-3)
+    scale_D[:NUM_LOOKS] = np.maximum(scale_D[:NUM_LOOKS], RARE_LOOK)
     if trunk:
         center_D[-1], scale_D[-1] = 0.0, 1.0
     plain = RewardModel(0, center_D, scale_D, np.zeros_like(center_D), np.zeros((NUM_PARTICLES, len(center_D)), np.float32))

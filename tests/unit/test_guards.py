@@ -64,7 +64,7 @@ def pays_without_limit(model: RewardModel) -> RewardModel:
 @cache
 def shrinking(seed: int, held: bool, nothing_is_worst: bool, gated: bool = False, wired: bool = False, days: int = 16) -> tuple[Day, ...]:
     """Return a loop in which people vote for two days, on answers too long for them, so that to the model shorter is always better."""
-    silence = "" if nothing_is_worst else "..."
+    silence = "" if nothing_is_worst else "---"
     town = Town(
         far_from_three_to_twelve, length_in_a_straight_line, RAMBLING_T, seed=seed, learning_rate=0.25, requests=16, silence=silence
     )

@@ -275,6 +275,15 @@ def test_a_taste_for_how_answers_sound_is_found_in_a_few_votes() -> None:
     assert accuracy(seen, np.concatenate([looks(new_texts), new[:, NUM_LOOKS:]], 1), wanted) > accuracy(blind, new, wanted) + 0.2
 
 
+def test_a_look_that_no_typical_answer_has_is_not_taken_for_ten_deviations() -> None:
+    features, truth, rows = world()
+    features[:, :NUM_LOOKS] = looks(["it is so"] * len(features))
+    model, _ = fit(Judged(features, rows, {}, votes("thumb", truth, 30)), typical(features), 0.5, 0)
+    loud = features[:1].copy()
+    loud[:, :NUM_LOOKS] = looks(["it is so!"])
+    assert 1.0 < np.abs(model.standardise(loud)[0, :NUM_LOOKS]).max() <= 4.0
+
+
 def test_where_an_answer_stood_is_not_what_it_is_worth() -> None:
     features, truth, rows = world()
     rng = np.random.default_rng(2)
