@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 STYLES = ("length", "format")
 NUM_LOOKS = 7
+_SIGNS = ("!\uff01", "?\uff1f")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _MARKS = re.compile(r"^\s*(?:[-*+]|\d+[.)]|#{1,6})\s|\*\*|```|^\s*\|", re.MULTILINE)
 
@@ -25,13 +26,18 @@ def monotonous(said: Sequence[str]) -> bool:
     return len(phrases) >= 8 and len(set(phrases)) < 0.7 * len(phrases)
 
 
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text without surrounding blanks."""
+    return [part.strip() for part in _SENTENCE_END.split(text.strip()) if part.strip()]
+
+
 def style(texts: Sequence[str]) -> NDArray[np.float32]:
     """Return one row per text: log(1 + words), and log(1 + marks of lists, headings, bold type, tables and code).
 
     >>> style(["one two three"]).round(2).tolist()
     [[1.39, 0.0]]
     """
-    rows = [(np.log1p(len(text.split())), np.log1p(len(_MARKS.findall(text)))) for text in texts]
+    rows = [(np.log1p(len(text.split())), _marks(text)) for text in texts]
     return np.array(rows, np.float32).reshape(-1, len(STYLES))
 
 
@@ -53,7 +59,11 @@ def _looks(text: str) -> tuple[float, ...]:
     if not said:
         return (0.0,) * NUM_LOOKS
     letters = sum(map(len, said)) / len(said)
-    longest = max(len(part.split()) for part in _SENTENCE_END.split(text.strip()))
-    exclaimed, asked = (sum(text.count(sign) for sign in signs) for signs in ("!\uff01", "?\uff1f"))
-    counts = (float(np.log1p(count)) for count in (longest, len(_MARKS.findall(text))))
-    return float(last in "!\uff01"), float(last in "?\uff1f"), float(np.log1p(exclaimed)), float(np.log1p(asked)), letters, *counts
+    longest = max(len(part.split()) for part in sentences(text))
+    ends = (float(last in signs) for signs in _SIGNS)
+    counts = (float(np.log1p(sum(text.count(sign) for sign in signs))) for signs in _SIGNS)
+    return *ends, *counts, letters, float(np.log1p(longest)), _marks(text)
+
+
+def _marks(text: str) -> float:
+    return float(np.log1p(len(_MARKS.findall(text))))

@@ -7,7 +7,8 @@ scores 0 and a cut-off answer half, as with every taste (`attune.simulate.tastes
 import re
 from collections.abc import Callable, Mapping
 
-from attune.simulate.tastes import Answer, Ask, Taste, complete, judged, nobody_wants, sentences, words
+from attune.simulate.tastes import Answer, Ask, Taste, complete, judged, nobody_wants, words
+from attune.style import sentences
 
 Part = Callable[[Ask, Answer], float]
 Rubric = Mapping[str, tuple[float, Part]]

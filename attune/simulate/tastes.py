@@ -8,10 +8,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from attune.style import monotonous
+from attune.style import monotonous, sentences
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _EMPTY_WORDS = frozenset(
     _WORD.findall(
         "a an and are as asked at be by do does for from how i in is it its me my of on or please question so that the"
@@ -53,11 +52,6 @@ class Taste:
 def words(text: str) -> list[str]:
     """Return the words of a text, lower case, without punctuation."""
     return _WORD.findall(text.lower())
-
-
-def sentences(text: str) -> list[str]:
-    """Return the sentences of a text without surrounding blanks."""
-    return [part.strip() for part in _SENTENCE_END.split(text.strip()) if part.strip()]
 
 
 def says_nothing(text: str) -> bool:
