@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from attune.packing import Packed, pack
+from attune.packing import MAX_ROW_TOKENS, Packed, pack, rows
 
 HEAD_ROWS = 64
 NUM_SCALARS = 11
@@ -87,12 +87,18 @@ class FrozenBase:
 
     @torch.inference_mode()
     def look(self, prompt: Sequence[int], answers: Sequence[Answer], temperature: float, trunk: "Branch | None" = None) -> list[Look]:
-        """Return features and reference log-probs of every answer, from one packed forward; what a trunk says goes behind the features.
+        """Return features and reference log-probs of every answer; what a trunk says goes behind the features.
+
+        One packed forward, or several where a row would be too long.
 
         Features: mean of the embeddings, mean and last token of a layer at 4/5 of the depth (zeros for an empty answer), and scalars:
         mean, sum and minimum of the log-probs at temperature 1, mean of the first four; shares of the tokens and of the pairs of tokens
         that stand in the prompt, log(1 + tokens that do not), share of different tokens; 1 / (1 + length), log(1 + length), finished.
         """
+        parts = rows(len(prompt), [len(a.token_ids) for a in answers], MAX_ROW_TOKENS)
+        return [look for part in parts for look in self._look(prompt, answers[part], temperature, trunk)]
+
+    def _look(self, prompt: Sequence[int], answers: Sequence[Answer], temperature: float, trunk: "Branch | None") -> list[Look]:
         packed = pack(prompt, [a.token_ids for a in answers], next(self.network.parameters()).dtype)
         output = self.network.base_model(
             input_ids=packed.input_ids_1T,

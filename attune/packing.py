@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+MAX_ROW_TOKENS = 4096
+"""What a row may hold: its mask grows with the square of that, and what a gradient needs with the row."""
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
@@ -57,3 +60,18 @@ def pack(prompt: Sequence[int], answers: Sequence[Sequence[int]], dtype: torch.d
         place_P=torch.arange(start, total),
         spans=tuple(spans),
     )
+
+
+def rows(prompt_tokens: int, answer_tokens: Sequence[int], limit: int) -> list[slice]:
+    """Return which answers share a packed row with the prompt, so that no row of several answers exceeds the limit.
+
+    >>> rows(100, [50, 50, 50], 220)
+    [slice(0, 2, None), slice(2, 3, None)]
+    """
+    parts, start, used = [], 0, prompt_tokens
+    for i, tokens in enumerate(answer_tokens):
+        if i > start and used + tokens > limit:
+            parts.append(slice(start, i))
+            start, used = i, prompt_tokens
+        used += tokens
+    return [*parts, slice(start, len(answer_tokens))]

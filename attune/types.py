@@ -42,9 +42,14 @@ class Sampling:
     penalised: bool = False
 
     @property
+    def greedy(self) -> bool:
+        """Whether nothing was left to chance."""
+        return self.temperature <= 1e-5
+
+    @property
     def train_grade(self) -> bool:
         """Whether log-probs are those of the plain policy, so that PPO may learn from the samples."""
-        return self.temperature > 1e-5 and self.top_p >= 1.0 and self.top_k <= 0 and self.min_p <= 0.0 and not self.penalised
+        return not self.greedy and self.top_p >= 1.0 and self.top_k <= 0 and self.min_p <= 0.0 and not self.penalised
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,11 @@ class Interaction:
     turn: int = 0
     user: str | None = None
     """Pseudonym: a keyed hash, never the name that the client sent."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Return how long the prompt and all candidates are together."""
+        return len(self.prompt_token_ids) + sum(len(c.token_ids) for c in self.candidates)
 
 
 def question(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -4,6 +4,7 @@ How much a signal moves the model beyond its own `weight` (trust, shares per use
 """
 
 from difflib import SequenceMatcher
+from functools import lru_cache
 from typing import assert_never
 
 from attune.events import candidates_named
@@ -81,6 +82,7 @@ def _is_overall(feedback: Feedback) -> bool:
     return feedback.aspect in (None, OVERALL)
 
 
+@lru_cache(maxsize=4096)
 def distance(before: str, after: str) -> float:
     """Return which share of the words differs between two texts, 0 (none) to 1 (all)."""
     old, new = before.split(), after.split()

@@ -39,6 +39,8 @@ from learner.trunk_trainer import Lesson, Stopped
 
 log = structlog.get_logger()
 
+MAX_EDITS = 32
+"""Edits that ride along in a policy update: they come one by one, but after a halt there may be hundreds."""
 TAUGHT_PER_UPDATE = 4
 """Demonstrations of `attune sft` that ride along in a policy update."""
 ALL_PROBES_EVERY = 8
@@ -105,8 +107,10 @@ class Cycle:
         if refitted:
             self.refit.consider(len(self.journal.votes), self.lesson)
         if self.readiness.ready(self.at, reward=self.reward.version, live=self._live):
-            self._learn_policy()
-            self.readiness.start_over()
+            if self._learn_policy():
+                self.readiness.start_over()
+            else:
+                self.readiness.rest()
             return True
         return refitted
 
@@ -164,6 +168,7 @@ class Cycle:
             self._take_up_state(champion)
         else:
             self.policy.reset()
+        self._forget_states(but=champion)
         self._live, self._known = champion, {}
         self._taught = sft.taught(self.registry, champion)
 
@@ -238,14 +243,15 @@ class Cycle:
         edited = {ident: (sft.answer_ids(self.tokenizer, self._edited[ident]), features) for ident, features in self.edits.items()}
         return lesson(self._judged().signals, self.journal, edited, self.base.feature_width, self.reward.version)
 
-    def _learn_policy(self) -> None:
+    def _learn_policy(self) -> bool:
+        """Make and judge the next policy version; return whether there was any rollout to learn from."""
         started = time.perf_counter()
         settings = self.config.learner
         rollouts, through = self._rollouts()
         if not rollouts:
             self.at = replace(self.at, used_through=through)
             self.journal.forget_waiting(through)
-            return
+            return False
         usable = [i for i in self.journal.held_out.values() if unusable(i, self._live, settings.max_staleness_versions) is None]
         newest = usable[-challenger.MAX_CHECKS :]
         held_out = [make_rollout(self.eye.seen(i), self.reward, settings.pessimism, self.terms) for i in newest]
@@ -265,6 +271,7 @@ class Cycle:
             log.warning("update_diverged", reason=str(error))
         self.at = replace(self.at, used_through=through, tried_through=origin["trained_through"])
         self.journal.forget_waiting(through)
+        return True
 
     def _decide(self, made: Challenger, origin: Mapping[str, Any], seconds: float) -> None:
         """Publish the challenger and make it champion, or refuse it and stand where we stood; `origin` is what it was made of."""
@@ -286,7 +293,7 @@ class Cycle:
             if not promoted:
                 self.policy.restore(made.before)
         if promoted:
-            self._state_file(self._live).unlink(missing_ok=True)
+            self._forget_states(but=version.number)
             self._live, self._known = version.number, made.seen
             self._follow()
         self._show(version)
@@ -312,18 +319,22 @@ class Cycle:
         return chosen[::-1], through
 
     def _demonstrations(self) -> list[Example]:
-        """Return the edits that no judged policy has seen, and a few of the demonstrations that this one comes from."""
+        """Return the newest edits that no judged policy has seen, and a few of the demonstrations that this one comes from."""
         fresh = set(self.journal.votes_after(self.at.tried_through))
+        edits = [s for s in self.journal.signals(fresh) if isinstance(s, Demonstration) and s.feedback_id in self.edits]
         few = Random(f"{self.config.learner.seed}/{self._live}").sample(self._taught, min(TAUGHT_PER_UPDATE, len(self._taught)))
         return few + [
             Example(self.journal.judged[s.interaction_id].prompt_token_ids, sft.answer_ids(self.tokenizer, s.text), s.weight)
-            for s in self.journal.signals(fresh)
-            if isinstance(s, Demonstration) and s.feedback_id in self.edits
+            for s in edits[-MAX_EDITS:]
         ]
 
     def _look_at_edits(self) -> None:
-        for signal in self.journal.signals():
-            if isinstance(signal, Demonstration) and self._edited.get(signal.feedback_id) != signal.text:
+        signals = [signal for signal in self.journal.signals() if isinstance(signal, Demonstration)]
+        for ident in self._edited.keys() - {signal.feedback_id for signal in signals}:
+            del self._edited[ident]
+            self.edits.pop(ident, None)
+        for signal in signals:
+            if self._edited.get(signal.feedback_id) != signal.text:
                 interaction, ids = self.journal.judged[signal.interaction_id], sft.answer_ids(self.tokenizer, signal.text)
                 if len(interaction.prompt_token_ids) + len(ids) <= self.config.model.max_context_tokens:
                     self.edits[signal.feedback_id] = self.eye.edited(interaction, ids)
@@ -362,6 +373,13 @@ class Cycle:
     def _read_through(self) -> dict[str, int]:
         """Return what a replay has to know of the moment, beyond the votes."""
         return {"traffic_through": self.journal.traffic_position}
+
+    def _forget_states(self, *, but: int) -> None:
+        """Delete what the optimizer knew at other versions, and what a kill left half-written: nobody goes on from there."""
+        keep = self._state_file(but)
+        for file in keep.parent.glob("state-*"):
+            if file != keep:
+                file.unlink(missing_ok=True)
 
     def _state_file(self, number: int) -> Path:
         return self.config.home / "learner" / f"state-{number:06d}.safetensors"

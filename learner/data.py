@@ -9,22 +9,31 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from itertools import islice, takewhile
+from operator import itemgetter
 
 import numpy as np
+import structlog
 
 from attune.reward import Array, matrix
 from attune.types import EVALUATION, Candidate, Demonstration, Feedback, Interaction, Preference, Signal
 from feedback.store import Store, derive, teaches
+from learner import metrics
 from learner.likelihoods import Index
 from learner.reward_trainer import Judged, Typical
+from learner.tripwires import MIN_ANSWERS
 from learner.weights import Cast, weigh
+
+log = structlog.get_logger()
 
 PAGE = 500
 MAX_VOTES = 1000
-"""Newest votes in force that a fit looks at: what older ones taught lives on in the policy and in the trunk."""
+"""Votes in force that a fit looks at: what older ones taught lives on in the policy and in the trunk."""
+MAX_NEWEST_VOTES = 500
+"""The newest of them, whoever cast them; the others are everybody's newest by turns, so that nobody's votes push out all others'."""
 MAX_WAITING = 256
 MIN_ANCHORS, MAX_ANCHORS = 4, 128
-"""Answers below which nothing is scaled by them, and requests after which no more are taken."""
+"""Answers below which nothing is scaled by them, and requests after which no more are taken. Up to `tripwires.MIN_ANSWERS` answers,
+it matters more to have something to compare with than which version gave it."""
 MAX_HELD_OUT = 16
 MAX_NEWEST = 48
 HOLD_OUT_ONE_IN = 10
@@ -48,7 +57,13 @@ class Journal:
         """Store position of the newest change of a vote that teaches something."""
         self.votes: OrderedDict[str, tuple[int, Feedback]] = OrderedDict()
         """Votes in force by id, oldest change first, with their positions."""
+        self._by_user: OrderedDict[str | None, OrderedDict[str, None]] = OrderedDict()
+        """Their ids by user, who voted last at the end."""
+        self._news: list[tuple[int, str]] = []
+        """Votes that came or changed, with their positions, until what they judge has been fetched."""
         self.judged: dict[str, Interaction] = {}
+        self._unreadable = set[str]()
+        """Requests at which no look could be taken: their votes are not learned, until the learner starts again."""
         self.waiting: OrderedDict[str, tuple[int, Interaction]] = OrderedDict()
         """Interactions that no policy update has used, by id, with their positions."""
         self.held_out: OrderedDict[str, Interaction] = OrderedDict()
@@ -63,15 +78,15 @@ class Journal:
         Interactions up to position `used_through` are not offered for updates again.
         """
         self._read_traffic(used_through)
-        news: list[tuple[int, str]] = []
         while page := self.store.feedback_after(self.position, PAGE):
             for row in page:
                 self._take(row.position, row.feedback, row.in_force)
             self.position = page[-1].position
-            news += [(row.position, row.feedback.id) for row in page if row.feedback.id in self.votes]
-        if news or not self.judged:
+            self._news += [(row.position, row.feedback.id) for row in page if row.feedback.id in self.votes]
+        if self._news or not self.judged:
             self._fetch_judged()
-        return news
+        news, self._news = self._news, []
+        return [(position, ident) for position, ident in news if ident in self.votes]
 
     def forget_waiting(self, through: int) -> None:
         """Offer interactions up to this position no more."""
@@ -127,11 +142,11 @@ class Journal:
         return Typical(matrix([c.features or b"" for c in candidates], texts), texts)
 
     def newest_prompts(self, count: int) -> list[Interaction]:
-        """Return interactions with different prompts that were voted on last, and that more rollouts could be drawn like."""
+        """Return interactions with different prompts that were voted on last, whatever they were sampled with."""
         found: dict[tuple[int, ...], Interaction] = {}
         for _, feedback in reversed(self.votes.values()):
             interaction = self.judged.get(feedback.interaction_id)
-            if interaction is not None and interaction.sampling.train_grade and not held_out(interaction.id):
+            if interaction is not None and not held_out(interaction.id):
                 found.setdefault(interaction.prompt_token_ids, interaction)
             if len(found) >= count:
                 break
@@ -143,23 +158,44 @@ class Journal:
         return [ident for ident, _ in newer][::-1]
 
     def _newest(self) -> list[Feedback]:
-        """Return the newest votes in force, oldest first: however many there are, no more than these are ever looked at."""
-        return [feedback for _, feedback in islice(reversed(self.votes.values()), MAX_VOTES)][::-1]
+        """Return the votes in force that are looked at, oldest first: however many there are, no more than these ever are."""
+        if len(self.votes) <= MAX_VOTES:
+            return [feedback for _, feedback in self.votes.values()]
+        chosen = dict.fromkeys(islice(reversed(self.votes), MAX_NEWEST_VOTES))
+        turns = [reversed(theirs) for theirs in reversed(self._by_user.values())]
+        while len(chosen) < MAX_VOTES:
+            going = []
+            for turn in turns:
+                if ident := next(turn, None):
+                    chosen[ident] = None
+                    going.append(turn)
+            turns = going
+        found = sorted((self.votes[ident] for ident in islice(chosen, MAX_VOTES)), key=itemgetter(0))
+        return [feedback for _, feedback in found]
 
     def _take(self, position: int, feedback: Feedback, in_force: bool) -> None:
         """Remember a vote, unless it is of those that nothing learns from: they would crowd out the others."""
         if not teaches(feedback):
             return
         self.taught_position = position
-        self.votes.pop(feedback.id, None)
+        if feedback.id in self.votes:
+            before = self.votes.pop(feedback.id)[1].user
+            del self._by_user[before][feedback.id]
         if in_force:
             self.votes[feedback.id] = (position, feedback)
+            self._by_user.setdefault(feedback.user, OrderedDict())[feedback.id] = None
+            self._by_user.move_to_end(feedback.user)
 
     def _fetch_judged(self) -> None:
         """Have the interactions of the newest votes, and now and then forget the others."""
         needed = {feedback.interaction_id for feedback in self._newest()}
-        for ident, interaction in self.store.interactions(needed - self.judged.keys()).items():
-            self.judged[ident] = self.seen(interaction)
+        for ident, interaction in self.store.interactions(needed - self.judged.keys() - self._unreadable).items():
+            try:
+                self.judged[ident] = self.seen(interaction)
+            except Exception:  # the border of one request: it must not keep all others from being learned
+                metrics.UNREADABLE.inc()
+                log.exception("interaction_unreadable", interaction=ident)
+                self._unreadable.add(ident)
         if len(self.judged) > 2 * MAX_VOTES:
             self.judged = {ident: interaction for ident, interaction in self.judged.items() if ident in needed}
 
@@ -176,7 +212,7 @@ class Journal:
         if len(self.anchors) >= MAX_ANCHORS:
             return False
         first = next(iter(self.anchors.values()), interaction)
-        return interaction.policy_version == first.policy_version or len(self._typical_answers()) < MIN_ANCHORS
+        return interaction.policy_version == first.policy_version or len(self._typical_answers()) < MIN_ANSWERS
 
     def _typical_answers(self) -> list[Candidate]:
         return [candidate for interaction in self.anchors.values() for candidate in interaction.candidates]

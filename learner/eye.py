@@ -24,9 +24,9 @@ log = structlog.get_logger()
 
 def look_again(base: FrozenBase, trunk: Trunk | None, interaction: Interaction) -> Interaction:
     """Return an interaction with the features and reference log-probs that a base, with this trunk, gives its answers."""
-    temperature = interaction.sampling.temperature
+    temperature = 1.0 if interaction.sampling.greedy else interaction.sampling.temperature
     answers = [Answer(c.token_ids, c.finish_reason == "stop") for c in interaction.candidates]
-    looks = base.look(interaction.prompt_token_ids, answers, temperature if temperature > 1e-5 else 1.0, trunk)
+    looks = base.look(interaction.prompt_token_ids, answers, temperature, trunk)
     seen = zip(interaction.candidates, looks, strict=True)
     return replace(interaction, candidates=tuple(replace(c, features=v.features, ref_logprobs=v.ref_logprobs) for c, v in seen))
 
@@ -58,15 +58,15 @@ class Eye:
         """See with the trunk that a version brought (0: none); return whether that is another than before."""
         if trunk_version == self.trunk_version:
             return False
-        self.trunk, self._said, self._late = None, {}, Late()
+        trunk, said = None, {}
         if trunk_version:
             folder = self.registry.folder("reward", trunk_version)
-            self.trunk = Trunk.load(self.base, folder)
+            trunk = Trunk.load(self.base, folder)
             try:
-                self._said = json.loads((folder / SAID).read_bytes())
+                said = json.loads((folder / SAID).read_bytes())
             except (OSError, ValueError) as error:
                 raise RegistryError(f"reward {trunk_version} does not tell what its trunk said: {error}") from error
-        self.trunk_version = trunk_version
+        self.trunk, self._said, self._late, self.trunk_version = trunk, said, Late(), trunk_version
         return True
 
     def take(self, fitted: Fitted, trunk_version: int) -> None:

@@ -16,6 +16,7 @@ POLICY_UPDATE_SECONDS = Histogram("attune_policy_update_seconds", "Time of one p
 SKIPPED_GROUPS = Counter("attune_groups_skipped_total", "Interactions that PPO did not use, by reason.", ["reason"])
 LATE_LOOKS = Counter("attune_late_looks_total", "Judged interactions whose features serve did not give, made by the learner.")
 LONG_EDITS = Counter("attune_long_edits_total", "Edits not learned from: with their prompt they exceed model.max_context_tokens.")
+UNREADABLE = Counter("attune_unreadable_interactions_total", "Interactions that no look could be taken at: their votes are not learned.")
 TOP_UPS = Counter("attune_top_ups_total", "Prompts put to serve again to learn from, by outcome.", ["outcome"])
 STOPPED = Gauge("attune_learner_stopped", "1 while a tripwire keeps the policy from being updated.")
 LOOP_FAILURES = Counter("attune_learner_loop_failures_total", "Cycles that failed and were tried again.")

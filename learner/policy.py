@@ -177,8 +177,11 @@ class Policy:
             tensors |= {f"{name}.{i}": value for name, value in state.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(".new")
-        write_durably(aside, save(tensors))
-        aside.replace(file)
+        try:
+            write_durably(aside, save(tensors))
+            aside.replace(file)
+        finally:
+            aside.unlink(missing_ok=True)  # where the disk is full, what was written of it keeps it so
 
     def load_state(self, file: Path) -> None:
         """Take masters, moments and critic as `save_state` wrote them; raises `OSError` or `SafetensorError` where it cannot be read."""

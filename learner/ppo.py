@@ -84,7 +84,7 @@ def update(
             policy.forget_gradients()
             break
         shown, divisor = demonstrations[number % steps :: steps], scale(sums.deviation)
-        _demonstrate(policy, shown, settings.demonstration_weight * divisor)
+        _demonstrate(policy, shown, settings.demonstration_weight * divisor, between)
         told = min(1.0, sums.deviation / divisor + settings.demonstration_weight * bool(shown))
         norms.append(policy.step(settings.grad_clip, 1.0 / divisor, share * told))
         if not math.isfinite(norms[-1]):
@@ -98,9 +98,10 @@ def update(
     return everything.means() | learned | _figures(rollouts, plans) | steps_taken
 
 
-def _demonstrate(policy: Policy, examples: Sequence[Example], weight: float) -> None:
+def _demonstrate(policy: Policy, examples: Sequence[Example], weight: float, between: Callable[[], None]) -> None:
     """Add the gradient of `weight` x the mean loss of some demonstrations."""
     for example in examples:
+        between()
         (nll(policy, example) * (weight * example.weight / len(examples))).backward()  # type: ignore[no-untyped-call]
 
 

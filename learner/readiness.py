@@ -15,6 +15,7 @@ from learner.standing import Standing
 
 log = structlog.get_logger()
 
+MAX_REST_S = 3600.0
 TOP_UP_WAIT_S = 15.0
 """How long rollouts that were drawn for us may take through bus and store."""
 
@@ -28,6 +29,7 @@ class Readiness:
         self._waiting_since: float | None = None
         self._topped_until: float | None = None
         self._idle_until = 0.0
+        self._rests, self._rested_at = 0, 0
 
     def ready(self, at: Standing, *, reward: int, live: int) -> bool:
         """Return whether to update now the policy that is `live`, with this reward version, and the registry standing `at`."""
@@ -36,10 +38,19 @@ class Readiness:
     def start_over(self) -> None:
         """Wait anew: an update has been made."""
         self._waiting_since = self._topped_until = None
+        self._rests = 0
+
+    def rest(self) -> None:
+        """Wait anew, each time for longer until somebody votes: no rollout taught anything, drawn ones included."""
+        self._waiting_since = self._topped_until = None
+        self._rests, self._rested_at = self._rests + 1, self.journal.taught_position
+        self._idle_until = time.monotonic() + min(MAX_REST_S, self.config.learner.max_vote_wait_s * 2**self._rests)
 
     def _due(self, at: Standing, reward: int) -> bool:
         waiting = len(self.journal.votes_after(at.tried_through))
         now, settings = time.monotonic(), self.config.learner
+        if self._rests and self.journal.taught_position != self._rested_at:
+            self._rests, self._idle_until = 0, 0.0
         idle = not self.journal.waiting and (not settings.top_up_groups or now < self._idle_until)
         if not waiting or idle or not reward:
             self._waiting_since = None
@@ -69,7 +80,7 @@ class Readiness:
             return True
         since = halt.resumed_at(self.config.home)
         newest = [(question(i.messages), i.candidates[0].text) for position, i in self.journal.newest if position > since]
-        typical = [(question(i.messages), i.candidates[0].text) for i in self.journal.anchors.values()]
+        typical = [(question(i.messages), c.text) for i in self.journal.anchors.values() for c in i.candidates]
         reasons = tripwires.tripped(newest, typical)
         metrics.STOPPED.set(bool(reasons))
         if reasons:

@@ -14,6 +14,7 @@ import torch
 from attune.config import LearnerSection
 from attune.errors import AttuneError
 from attune.frozen import FrozenBase, twin
+from attune.packing import MAX_ROW_TOKENS
 from attune.types import Interaction, Signal
 from learner import metrics, trunk_trainer
 from learner.data import Journal
@@ -134,14 +135,19 @@ Edited = Mapping[str, tuple[tuple[int, ...], bytes]]
 
 
 def lesson(signals: Sequence[Signal], journal: Journal, edited: Edited, width: int, after: int) -> Lesson:
-    """Return the lesson of some signals; `width` counts frozen features, `after` names the reward version that knew the same votes."""
+    """Return the lesson of some signals; `width` counts frozen features, `after` names the reward version that knew the same votes.
+
+    Requests that are too long for a row stay out of it.
+    """
     edits: dict[str, list[str]] = {}
+    signals = [signal for signal in signals if journal.judged[signal.interaction_id].num_tokens <= MAX_ROW_TOKENS]
     for signal in signals:
         if signal.feedback_id in edited:
             edits.setdefault(signal.interaction_id, []).append(signal.feedback_id)
     names = dict.fromkeys(signal.interaction_id for signal in signals)
     asked = {name: _asked(journal.judged[name], [(i, *edited[i]) for i in edits.get(name, ())], width) for name in names}
-    return Lesson(signals, asked, [_asked(i, [], width) for i in journal.anchors.values()], after)
+    typical = [i for i in journal.anchors.values() if i.num_tokens <= MAX_ROW_TOKENS]
+    return Lesson(signals, asked, [_asked(i, [], width) for i in typical], after)
 
 
 def _asked(interaction: Interaction, edits: Sequence[tuple[str, tuple[int, ...], bytes]], width: int) -> Asked:

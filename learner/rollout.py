@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from attune.packing import MAX_ROW_TOKENS
 from attune.reward import RewardModel
 from attune.terms import Terms
 from attune.types import Interaction, question
@@ -42,6 +43,8 @@ def unusable(interaction: Interaction, live: int, max_staleness: int) -> str | N
         return "unscored"
     if sum(bool(c.token_ids) for c in interaction.candidates) < 2:
         return "empty"
+    if interaction.num_tokens > MAX_ROW_TOKENS:
+        return "long"  # more memory than a learner may have, and no vote would be looked at meanwhile
     return None
 
 

@@ -66,6 +66,6 @@ class TopUp:
             "purpose": "learning",
             "messages": [dict(message) for message in interaction.messages],
             "candidates": max(2, self._candidates),
-            "temperature": interaction.sampling.temperature,
+            "temperature": None if interaction.sampling.greedy else interaction.sampling.temperature,
             "max_tokens": interaction.sampling.max_tokens or None,
         }

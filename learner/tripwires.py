@@ -52,7 +52,7 @@ def looks(said: Sequence[Said]) -> Looks:
 
 
 def tripped(newest: Sequence[Said], typical: Sequence[Said]) -> list[str]:
-    """Return every wire that the newest answers tripped, in words; none while there are too few to say.
+    """Return every wire that the newest answers tripped, in words; none while there are too few of either to say.
 
     >>> tripped([(f"q{n}", "no") for n in range(40)], [(f"q{n}", f"a fine long answer number {n}") for n in range(40)])
     ['distinct answers fell to 2% (typical: 100%)']

@@ -27,6 +27,10 @@ log = structlog.get_logger()
 
 SERVED_NAME = "attune"
 MAX_LOADED = 8
+PLAIN_SAMPLING = {
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0
+}  # fmt: skip
+"""For requests that do not say: most models bring defaults of their own, and samples drawn with those teach the policy nothing."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -116,6 +120,7 @@ async def start(config: Config, seed: int) -> Engine:
         kv_cache_memory_bytes=config.serve.kv_cache_bytes,
         distributed_executor_backend="uni",
         seed=seed,
+        override_generation_config=PLAIN_SAMPLING,
         logprobs_mode="processed_logprobs",
         enable_log_requests=False,
         disable_log_stats=True,

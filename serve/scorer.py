@@ -26,9 +26,6 @@ from serve import metrics
 
 log = structlog.get_logger()
 
-MAX_ROW_TOKENS = 4096
-"""A frozen pass over more than this is made in parts: its mask grows with the square of the row."""
-
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -102,9 +99,7 @@ class Scorer:
     def _score(self, prompt: list[int], candidates: tuple[Candidate, ...], temperature: float, wish: Wish) -> Scored:
         reward, trunk = self._live
         answers = [Answer(c.token_ids, c.finish_reason == "stop") for c in candidates]
-        warm = temperature if temperature > 1e-5 else 1.0
-        parts = rows(len(prompt), [len(a.token_ids) for a in answers], MAX_ROW_TOKENS)
-        looks = [look for part in parts for look in self.base.look(prompt, answers[part], warm, trunk)]
+        looks = self.base.look(prompt, answers, temperature if temperature > 1e-5 else 1.0, trunk)
         features = [look.features for look in looks]
         texts = [c.text for c in candidates]
         mean, spread = reward.utility(features, texts)
@@ -125,18 +120,3 @@ class Scorer:
             ),
             reward.version,
         )
-
-
-def rows(prompt_tokens: int, answer_tokens: Sequence[int], limit: int) -> list[slice]:
-    """Return which answers share a packed row with the prompt, so that no row of several answers exceeds the limit.
-
-    >>> rows(100, [50, 50, 50], 220)
-    [slice(0, 2, None), slice(2, 3, None)]
-    """
-    parts, start, used = [], 0, prompt_tokens
-    for i, tokens in enumerate(answer_tokens):
-        if i > start and used + tokens > limit:
-            parts.append(slice(start, i))
-            start, used = i, prompt_tokens
-        used += tokens
-    return [*parts, slice(start, len(answer_tokens))]

@@ -33,7 +33,8 @@ def deployed(demo_model: Path, kafka_broker: Broker, postgres_url: str, tmp_path
 
 @pytest.mark.timeout(420)
 def test_simulated_people_teach_a_policy_through_kafka_and_postgresql(deployed: Running, postgres_url: str, tmp_path: Path) -> None:
-    options = f"--taste short --kinds ranking comparison --votes {VOTES} --clients 3 --max-tokens 24 --judge-prompts 4 --wait-s 90"
+    options = f"--taste short --kinds ranking comparison --votes {VOTES} --clients 3 --max-tokens 24 --wait-s 90"
+    options += " --judge-prompts 4 --judge-samples 2"
     command = [sys.executable, "-m", "attune", "simulate", "--url", deployed.url, "--out", str(tmp_path), *options.split()]
     done = subprocess.run(
         command, env=os.environ | {"ATTUNE_HOME": str(deployed.home)}, cwd=tmp_path, capture_output=True, text=True, timeout=280
@@ -44,6 +45,8 @@ def test_simulated_people_teach_a_policy_through_kafka_and_postgresql(deployed: 
     assert result["receipts"] == {"live": VOTES}, deployed.logs()
     assert result["policy_version"] >= 1
     assert {row["arm"] for row in result["judgements"]} == {"alone", "reranked"}
+    judged = [json.loads(line)["arm"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert (judged.count("alone"), judged.count("reranked")) == (8, 4), "where answers are ranked, half as many are judged"
     assert Path(result["curve"]).read_bytes().startswith(b"\x89PNG")
     assert not (deployed.home / "store.sqlite").exists(), "rows went to SQLite as well"
     engine = create_engine(postgres_url)

@@ -42,6 +42,7 @@ def test_without_lag_sampler_and_trainer_are_one_policy(bench: Bench) -> None:
     bench.wait(lambda s: s["policy_version"] == version.number)
     trained, sampled, base = [], [], []
     for interaction in answered(bench, version.number):
+        assert interaction.sampling.train_grade, "the model brings defaults of its own for top_p, top_k and repetition"
         row = bench.policy.row(interaction.prompt_token_ids, [c.token_ids for c in interaction.candidates])
         with torch.no_grad():
             trained.append(bench.policy.logprobs(row, interaction.sampling.temperature)[0])

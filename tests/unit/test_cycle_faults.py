@@ -1,15 +1,24 @@
 """What must not stop the loop of learning: votes that it cannot use, files that it cannot read, operators who take something back."""
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
+from attune import halt
+from attune.errors import RegistryError
 from attune.frozen import fastest_dtype
-from attune.types import Feedback, Kind, State
-from learner import metrics
+from attune.types import Feedback, Interaction, Kind, Sampling, State, Withdrawal
+from learner import cycle as looping
+from learner import metrics, readiness
+from learner import policy as policies
 from learner.data import MAX_VOTES
 from learner.replay import Replay
-from tests.fixtures.world import World
+from tests.fixtures.world import QUICK, World
 
 
 def test_an_edit_longer_than_the_model_can_read_stops_nothing(world: World) -> None:
@@ -87,3 +96,147 @@ def test_a_past_with_a_diverged_update_can_be_made_again(tmp_path: Path, tiny_mo
     assert world.registry.version("policy", 1).report["groups"] == 5
     assert [o.same for o in Replay(world.config, tmp_path / "again").until(1)] == [True, True, True]
     world.store.close()
+
+
+def test_one_persons_thousand_votes_leave_everybody_elses_in_the_fit(world: World) -> None:
+    journal = world.learner().journal
+    quiet, loud = world.interaction(), world.interaction()
+    few = [replace(world.vote(quiet, 1, Kind.THUMB), id=f"few-{n}", user=f"user {n % 5}") for n in range(20)]
+    many = [replace(world.vote(loud, 1, Kind.THUMB), id=f"many-{n}", user="loud") for n in range(MAX_VOTES + 200)]
+    world.store.write([quiet, loud, *few, *many])
+    journal.refresh(0)
+    assert Counter(s.interaction_id for s in journal.signals()) == {quiet.id: 20, loud.id: MAX_VOTES - 20}
+    assert [f.id for f in journal._newest()][-500:] == [f.id for f in many[-500:]]
+    world.store.write([replace(few[0], event_id="again", user="loud"), Withdrawal("w", few[1].id, quiet.id, 1e6)])
+    journal.refresh(0)
+    assert Counter(s.interaction_id for s in journal.signals()) == {quiet.id: 19, loud.id: MAX_VOTES - 19}
+
+
+def test_votes_whose_answers_could_not_be_read_at_once_are_learned_at_the_next_try(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cycle = world.learner()
+    world.votes(1)
+    cycle.once()
+    world.votes(2)
+    with monkeypatch.context() as gone:
+        gone.setattr(world.store, "interactions", raising(OSError("the database went away")))
+        with pytest.raises(OSError, match="the database went away"):
+            cycle.once()
+    cycle.once()
+    assert len(cycle.journal.signals()) == 3
+    assert len(cycle.prequential.figures()) > 0  # they were predicted, too
+
+
+def test_a_request_that_cannot_be_looked_at_keeps_no_other_from_being_learned(world: World) -> None:
+    cycle, count = world.learner(), metrics.UNREADABLE._value.get()
+    odd = world.interaction()
+    odd = replace(odd, candidates=tuple(replace(c, features=None, token_ids=(10**6,)) for c in odd.candidates))
+    world.store.write([odd, world.vote(odd)])
+    world.votes(2)
+    for _ in range(2):
+        cycle.once()
+    assert {s.interaction_id for s in cycle.journal.signals()} == cycle.journal.judged.keys()
+    assert (len(cycle.journal.judged), cycle.reward.version) == (2, 1)
+    assert metrics.UNREADABLE._value.get() == count + 1
+
+
+def test_wires_are_armed_by_as_few_requests_as_a_first_update_takes(world: World) -> None:
+    cycle = world.learner()
+    world.votes(3)  # twelve typical answers: too few to compare with
+    world.votes(3, version=1)
+    for n in range(40):
+        made = world.interaction(version=2, messages=({"role": "user", "content": f"question {n}"},))
+        world.store.write([replace(made, candidates=tuple(replace(c, text="") for c in made.candidates))])
+    cycle.once()
+    halted = halt.read(world.config.home)
+    assert halted is not None
+    assert any("empty answers" in reason for reason in halted.reasons)
+
+
+def test_rollouts_that_teach_nothing_are_not_drawn_again_and_again(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, drawn = World(tmp_path, tiny_model, QUICK.model_copy(update={"top_up_groups": 4})), list[int]()
+
+    def top_up(prompts: Sequence[Interaction]) -> int:
+        drawn.append(len(prompts))
+        alike = [world.interaction(prompt=p.prompt_token_ids) for p in prompts]
+        world.store.write([replace(i, candidates=tuple(replace(i.candidates[0], index=k) for k in range(4))) for i in alike])
+        return len(prompts)
+
+    monkeypatch.setattr(readiness, "TOP_UP_WAIT_S", 0.0)
+    cycle = world.learner(top_up=top_up)
+    world.votes(5)
+    cycle.once()
+    assert world.registry.champion("policy") == 1
+    world.store.write([world.vote(i, kind=Kind.THUMB, value=1) for i in cycle.journal.judged.values()])
+    for _ in range(10):
+        cycle.once()
+    assert sum(drawn) <= 8, "the first that were drawn, and those that had come too late"
+    before = sum(drawn)
+    world.store.write([world.vote(i, kind=Kind.THUMB, value=-1) for i in cycle.journal.judged.values()])
+    for _ in range(10):
+        cycle.once()
+    assert before < sum(drawn) <= before + 8, "somebody has voted since"
+    world.store.close()
+
+
+def test_prompts_are_drawn_anew_whatever_clients_sampled_with(world: World) -> None:
+    cycle = world.learner()
+    made = [world.interaction(sampling=sampling) for sampling in (Sampling(0.7, top_p=0.9), Sampling(0.0))]
+    world.store.write([*made, *map(world.vote, made)])
+    cycle.once()
+    assert [i.id for i in cycle.journal.newest_prompts(4)] == [i.id for i in made][::-1]
+
+
+def test_edits_that_piled_up_come_a_few_at_a_time_and_are_forgotten_with_their_votes(world: World) -> None:
+    cycle = world.learner()
+    made = [world.interaction() for _ in range(looping.MAX_EDITS + 8)]
+    edits = [world.vote(i, f"Paris, of course, say the {n}.", Kind.EDIT) for n, i in enumerate(made)]
+    world.store.write([*made, *edits])
+    cycle._read()
+    cycle._judged()
+    assert len(cycle.edits) == len(made)
+    newest = [i.prompt_token_ids for i in made[-looping.MAX_EDITS :]]
+    assert [example.prompt for example in cycle._demonstrations()] == newest
+    world.store.write([Withdrawal(f"w-{e.id}", e.id, e.interaction_id, 1e6) for e in edits[1:]])
+    cycle._read()
+    cycle._judged()
+    assert list(cycle.edits) == [edits[0].id]
+
+
+def test_what_a_full_disk_left_half_written_does_not_keep_it_full(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cycle, folder = world.learner(), world.config.home / "learner"
+
+    def full(file: Path, data: bytes) -> None:
+        file.write_bytes(data[:100])
+        raise OSError("no space left on device")
+
+    world.votes(5)
+    with monkeypatch.context() as disk:
+        disk.setattr(policies, "write_durably", full)
+        with pytest.raises(OSError, match="no space left"):
+            cycle.once()
+    assert list(folder.glob("state-*")) == []
+    cycle.once()
+    assert [file.name for file in folder.glob("state-*")] == ["state-000002.safetensors"]
+    for name in ("state-000001.safetensors", "state-000007.new"):  # a version that was rolled back, and a kill
+        (folder / name).write_bytes(b"x")
+    world.learner()
+    assert [file.name for file in folder.glob("state-*")] == ["state-000002.safetensors"]
+
+
+def test_a_trunk_that_cannot_be_read_leaves_the_one_in_force(world: World) -> None:
+    eye = world.learner().eye
+    eye.trunk, eye.trunk_version = (before := object()), 1  # type: ignore[assignment]
+    with pytest.raises(RegistryError):
+        eye.follow(2)
+    assert (eye.trunk, eye.trunk_version) == (before, 1)
+
+
+def raising(error: Exception) -> Any:
+    """Return a function that raises an error, whatever it is called with."""
+
+    def raises(*_: object, **__: object) -> None:
+        raise error
+
+    return raises

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from attune.packing import MAX_ROW_TOKENS
 from attune.types import Candidate, Interaction, Sampling
 from learner.evaluate import Seen, held_out_reward, kl_to_base, step_kl
 from learner.gate import judge
@@ -65,6 +66,8 @@ def test_what_ppo_may_learn_from() -> None:
     assert unusable(replace(good, candidates=good.candidates[:1]), 4, 8) == "single"
     unseen = tuple(replace(c, features=None) for c in good.candidates)
     assert unusable(replace(good, candidates=unseen), 4, 8) == "unscored"
+    long = tuple(replace(c, token_ids=(1,) * (MAX_ROW_TOKENS // 2)) for c in good.candidates)
+    assert unusable(replace(good, candidates=long), 4, 8) == "long"
 
 
 def group(*rewards: float) -> Rollout:

@@ -1,7 +1,6 @@
 """The line that says where learning stands, and the scalars that TensorBoard shows."""
 
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,22 +32,39 @@ def test_no_server_no_line() -> None:
 
 
 def scalars(folder: Path) -> Iterator[tuple[str, int, float]]:
-    """Yield tag, step and value of every scalar in a folder's event file: records are a length, a checksum, the data, a checksum."""
-    (file,) = folder.iterdir()
-    data, at = file.read_bytes(), 0
-    while at + 12 < len(data):
-        (length,) = struct.unpack_from("<Q", data, at)
-        event = Event.FromString(data[at + 12 : at + 12 + length])
-        yield from ((value.tag, event.step, value.simple_value) for value in event.summary.value)
-        at += 16 + length
+    """Yield tag, step and value of every scalar in a folder's event files: records are a length, a checksum, the data, a checksum."""
+    for file in sorted(folder.iterdir()):
+        data, at = file.read_bytes(), 0
+        while at + 12 < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            yield from ((value.tag, event.step, value.simple_value) for value in event.summary.value)
+            at += 16 + length
 
 
 def test_reports_become_scalars_under_trls_names(tmp_path: Path) -> None:
     board = Board(tmp_path)
     board.show(Version("policy", 4, {}, 3, "m", "", 0.0, 0, 1, {"kl_to_ref": 1.5, "held_out_after": 0.25, "stage": "ppo"}))
     board.show(Version("reward", 7, {}, 6, "m", "", 0.0, 0, 7, {"overall_ece": 0.125, "reliability": [[0.5, 0.5, 3]]}))
+    board.close()
     expected = [("objective/kl", 4, 1.5), ("policy/held_out_after", 4, 0.25), ("reward/overall_ece", 7, 0.125)]
-    until = time.monotonic() + 10  # a thread of the library's own writes
-    while list(scalars(tmp_path)) != expected:
-        assert time.monotonic() < until, list(scalars(tmp_path))
-        time.sleep(0.05)
+    assert list(scalars(tmp_path)) == expected
+
+
+def test_a_full_disk_costs_scalars_and_not_the_learner(tmp_path: Path) -> None:
+    (tmp_path / "board").touch()
+    board = Board(tmp_path / "board")
+    board.show(numbered(1))  # there is no folder
+    (tmp_path / "board").unlink()
+    board.show(numbered(2))
+    assert board._file is not None
+    file = board._file._py_recordio_writer
+    with file._writer, Path("/dev/full").open("wb", buffering=0) as file._writer:
+        board.show(numbered(3))
+    board.show(numbered(4))
+    board.close()
+    assert list(scalars(tmp_path / "board")) == [("policy/figure", 2, 0.5), ("policy/figure", 4, 0.5)]
+
+
+def numbered(number: int) -> Version:
+    return Version("policy", number, {}, number - 1, "m", "", 0.0, 0, 1, {"figure": 0.5})

@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from attune import frozen
 from attune.frozen import Answer, FrozenBase, fastest_dtype, load_base
-from attune.packing import pack
+from attune.packing import Packed, pack, rows
 from attune.reward import unpack
 
 PROMPT = list(range(10, 31))
@@ -38,6 +41,31 @@ def test_neighbours_change_nothing(base: FrozenBase) -> None:
     for answer, seen in zip(ANSWERS, together, strict=True):
         (alone,) = base.look(PROMPT, [Answer(answer, False)], 1.0)
         assert unpack([alone.features]) == pytest.approx(unpack([seen.features]), abs=2e-3, rel=1e-3)  # fp16
+
+
+def test_a_row_that_would_be_too_long_is_looked_at_in_parts(base: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, passes = base.look(PROMPT, [Answer(a, True) for a in ANSWERS], 0.7), list[int]()
+
+    def counted(prompt: list[int], answers: list[list[int]], dtype: torch.dtype) -> Packed:
+        passes.append(len(answers))
+        return pack(prompt, answers, dtype)
+
+    monkeypatch.setattr(frozen, "MAX_ROW_TOKENS", len(PROMPT) + 14)
+    monkeypatch.setattr(frozen, "pack", counted)
+    apart = base.look(PROMPT, [Answer(a, True) for a in ANSWERS], 0.7)
+    assert passes == [2, 1, 1]
+    for one, other in zip(together, apart, strict=True):
+        assert unpack([one.features]) == pytest.approx(unpack([other.features]), abs=2e-3, rel=1e-3)  # fp16
+        assert one.ref_logprobs == pytest.approx(other.ref_logprobs, abs=1e-5)
+
+
+@given(st.integers(1, 50), st.lists(st.integers(0, 60), max_size=16), st.integers(1, 200))
+def test_rows_hold_every_answer_once_in_order_and_within_the_limit(prompt: int, answers: list[int], limit: int) -> None:
+    parts = rows(prompt, answers, limit)
+    assert [a for part in parts for a in answers[part]] == answers
+    for part in parts:
+        alone = len(answers[part]) <= 1
+        assert alone or prompt + sum(answers[part]) <= limit
 
 
 def test_features_are_what_they_say(base: FrozenBase) -> None:

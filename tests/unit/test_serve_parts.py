@@ -8,8 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from attune.config import Config
 from attune.errors import AdapterError, ConfigError, RequestError, Unavailable
@@ -21,7 +19,6 @@ from serve.pending import Pending
 from serve.rerank import choose
 from serve.routes import chat
 from serve.schemas import ChatRequest
-from serve.scorer import rows
 from serve.slot import Policy, Slots
 from serve.tokens import Tokens
 
@@ -209,15 +206,6 @@ def test_a_late_repetition_does_not_undo_a_change_of_mind() -> None:
     held = pending.get("fb")
     assert held is not None
     assert (held.value, held.received_at) == (-1, 2.0)
-
-
-@given(st.integers(1, 50), st.lists(st.integers(0, 60), max_size=16), st.integers(1, 200))
-def test_rows_hold_every_answer_once_in_order_and_within_the_limit(prompt: int, answers: list[int], limit: int) -> None:
-    parts = rows(prompt, answers, limit)
-    assert [a for part in parts for a in answers[part]] == answers
-    for part in parts:
-        alone = len(answers[part]) <= 1
-        assert alone or prompt + sum(answers[part]) <= limit
 
 
 @pytest.mark.parametrize(("purpose", "kept"), [("answer", "c-1"), ("evaluation", EVALUATION), ("learning", LEARNING)])

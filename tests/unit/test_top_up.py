@@ -4,12 +4,13 @@ import json
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 
 from attune.config import Config
-from attune.types import Interaction
+from attune.types import Interaction, Sampling
 from learner.top_up import TopUp
 from tests.suites.events import interaction
 
@@ -28,6 +29,20 @@ def test_prompts_are_asked_again_until_serve_turns_one_away(tmp_path: Path) -> N
     assert _made(client, asked) == 2
     assert len(seen) == 3
     assert (seen[0]["purpose"], seen[0]["messages"]) == ("learning", [dict(m) for m in asked[0].messages])
+
+
+def test_where_nothing_was_left_to_chance_the_servers_own_temperature_draws(tmp_path: Path) -> None:
+    (tmp_path / "api-key").write_text("sk-attune-x\n")
+    seen: list[dict[str, object]] = []
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        seen.append(json.loads(request.content))
+        return httpx.Response(200, json={})
+
+    asked = [replace(interaction("i"), sampling=Sampling(temperature, top_p=0.9)) for temperature in (0.0, 0.4)]
+    assert _made(TopUp(Config(home=tmp_path), httpx.MockTransport(serve)), asked) == 2
+    assert [body["temperature"] for body in seen] == [None, 0.4]
+    assert ["top_p" in body for body in seen] == [False, False]
 
 
 def test_no_server_and_no_key_are_no_errors(tmp_path: Path) -> None:
