@@ -109,8 +109,9 @@ class LearnerSection(_Section):
     """Parts that an update's rollouts are split into, an optimizer step each."""
     ppo_epochs: Annotated[int, Field(ge=1, le=4)] = 1
     kl_beta: Annotated[float, Field(ge=0.0)] = 0.07
+    """Reward that a nat of drift costs, counted from a base that is somewhat surer of itself: sureness itself is free up to there."""
     kl_budget_nats: Positive = 8.0
-    """Budget per sequence; beyond it `kl_hinge` is taken off the reward per nat."""
+    """Budget per sequence, counted from the base as it is; beyond it `kl_hinge` is taken off the reward per nat."""
     kl_hinge: Annotated[float, Field(ge=0.0)] = 0.3
     kl_limit_nats: Positive = 30.0
     """A version whose mean KL per sequence lies above this is not published as champion."""

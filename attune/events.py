@@ -87,10 +87,11 @@ class CandidateBody(_Body):
     features: str | None = None
     """Base64 of little-endian fp16 numbers."""
     scores: dict[str, Finite] = {}
+    sharp_logprobs: list[Finite] | None = None
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> "CandidateBody":
-        for name in ("logprobs", "ref_logprobs"):
+        for name in ("logprobs", "ref_logprobs", "sharp_logprobs"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.token_ids):
                 raise ValueError(f"{name} has {len(values)} entries for {len(self.token_ids)} tokens")
@@ -321,4 +322,5 @@ def _candidate(body: CandidateBody) -> Candidate:
         ref_logprobs=None if body.ref_logprobs is None else tuple(body.ref_logprobs),
         features=features,
         scores=dict(body.scores),
+        sharp_logprobs=None if body.sharp_logprobs is None else tuple(body.sharp_logprobs),
     )

@@ -6,7 +6,7 @@ The learner calls the same function for what is missing (edits). Shapes: T token
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -15,10 +15,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from attune.packing import MAX_ROW_TOKENS, Packed, pack, rows
+from attune.types import Candidate
 
 HEAD_ROWS = 64
 NUM_SCALARS = 11
 MID_DEPTH = 0.8
+SHARPNESS = 0.7
+"""The lower temperature, as a share of the sampling temperature: what a base that is as sure as that would say costs a policy nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the base model makes of one answer: fp16 features, and log-probs (nats) at the sampling temperature."""
+    """What the base model makes of one answer: fp16 features, and log-probs (nats) at the sampling temperature and at a lower one."""
 
     features: bytes
     ref_logprobs: tuple[float, ...]
+    sharp_logprobs: tuple[float, ...]
+
+    def at(self, candidate: Candidate) -> Candidate:
+        """Return a candidate with what was seen of it."""
+        return replace(candidate, features=self.features, ref_logprobs=self.ref_logprobs, sharp_logprobs=self.sharp_logprobs)
 
 
 def fastest_dtype(capabilities: Mapping[str, Any] | None = None) -> torch.dtype:
@@ -107,7 +115,7 @@ class FrozenBase:
             output_hidden_states=True,
             use_cache=False,
         )
-        plain_P, warm_P = self._logprobs(output.last_hidden_state[0], packed, temperature)
+        plain_P, warm_P, sharp_P = self._logprobs(output.last_hidden_state[0], packed, temperature)
         low_PH = output.hidden_states[0][0, packed.place_P].float()
         mid_PH = output.hidden_states[self.mid_layer][0, packed.place_P].float()
         features = [
@@ -115,20 +123,24 @@ class FrozenBase:
         ]
         if trunk is not None:
             features = trunk.extend(output.hidden_states[trunk.first][0], packed, features)
-        return [Look(f, tuple(warm_P[span].tolist())) for f, span in zip(features, packed.spans, strict=True)]
+        seen = zip(features, packed.spans, strict=True)
+        return [Look(f, tuple(warm_P[span].tolist()), tuple(sharp_P[span].tolist())) for f, span in seen]
 
-    def _logprobs(self, hidden_TH: torch.Tensor, packed: Packed, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _logprobs(self, hidden_TH: torch.Tensor, packed: Packed, temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return log-probs (P) at temperature 1, at the one given, and at the lower one."""
         head = self.network.get_output_embeddings()
-        plain, warm = [], []
+        plain, warm, sharp = [], [], []
         for start in range(0, len(packed.predict_P), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
             logits_RV = head(hidden_TH[packed.predict_P[rows]]).float()
             logits_RV -= logits_RV.amax(1, keepdim=True)  # in place: fresh memory of this size costs more than the arithmetic
             chosen_R = logits_RV.gather(1, packed.target_P[rows, None])[:, 0]
             plain.append(chosen_R - logits_RV.exp().sum(1).log())
-            warm.append(chosen_R / temperature - logits_RV.div_(temperature).exp_().sum(1).log())
+            warm.append(chosen_R / temperature - logits_RV.div_(temperature).exp().sum(1).log())
+            lower = SHARPNESS * temperature
+            sharp.append(chosen_R / lower - logits_RV.div_(SHARPNESS).exp_().sum(1).log())
         empty = torch.zeros(0)
-        return torch.cat([empty, *plain]), torch.cat([empty, *warm])
+        return torch.cat([empty, *plain]), torch.cat([empty, *warm]), torch.cat([empty, *sharp])
 
 
 def _features(prompt: Sequence[int], answer: Answer, low_PH: torch.Tensor, mid_PH: torch.Tensor, logprobs_P: torch.Tensor) -> bytes:

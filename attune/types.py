@@ -54,7 +54,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One sampled completion. `logprobs` and `ref_logprobs` are per token, at the sampling temperature, in nats."""
+    """One sampled completion. `logprobs` and `ref_logprobs` (the base's) are per token, at the sampling temperature, in nats."""
 
     index: int
     text: str
@@ -66,6 +66,8 @@ class Candidate:
     """Little-endian fp16 vector of `attune.frozen.feature_width` numbers; None where no frozen pass was made."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Utility per objective, plus `spread` (standard deviation over particles) and `total` (what ranked it)."""
+    sharp_logprobs: tuple[float, ...] | None = None
+    """The base's at `attune.frozen.SHARPNESS` of that temperature: what drift is priced against."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
@@ -137,7 +136,7 @@ class Bare:
     def scored(self, prompt: Sequence[int], candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[float]]:
         """Return the candidates with what the frozen pass saw, and what ranks them."""
         looks = self.cycle.base.look(prompt, [Tokens(c.token_ids, finished(c)) for c in candidates], TEMPERATURE)
-        seen = [replace(c, ref_logprobs=v.ref_logprobs, features=v.features) for c, v in zip(candidates, looks, strict=True)]
+        seen = [v.at(c) for c, v in zip(candidates, looks, strict=True)]
         total = self.cycle.reward.total([v.features for v in looks], [c.text for c in candidates], self.config.serve.pessimism)
         return seen, total.tolist()
 

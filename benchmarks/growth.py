@@ -95,8 +95,7 @@ class People:
         answers = [tuple(self.random.randrange(100, 40_000) for _ in range(length)) for length in LENGTHS]
         looks = base.look(prompt, [Answer(a, True) for a in answers], 0.7)
         candidates = tuple(
-            Candidate(k, f"{k} " * len(a), a, v.ref_logprobs, "stop", v.ref_logprobs, v.features)
-            for k, (a, v) in enumerate(zip(answers, looks, strict=True))
+            v.at(Candidate(k, f"{k} " * len(a), a, v.ref_logprobs, "stop")) for k, (a, v) in enumerate(zip(answers, looks, strict=True))
         )
         messages = ({"role": "user", "content": f"question {self.random.random()}"},)
         return Interaction("i", 0.0, messages, prompt, Sampling(0.7), candidates, (0, 1, 2, 3), (1.0,) * 4, 0, 0, "template-bench")

@@ -14,7 +14,7 @@ from attune.errors import ConfigError, InvalidRecord, Unavailable
 from feedback.sqlite import write_ahead
 
 MIGRATIONS = Path(__file__).with_name("migrations")
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision in `migrations/versions`, so that a store that is up to date opens without loading Alembic."""
 MIGRATION_LOCK = 0x6174_7475  # any constant number that nobody else locks
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}

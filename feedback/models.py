@@ -61,6 +61,8 @@ class CandidateRow(Base):
     """float32."""
     features: Mapped[bytes | None] = mapped_column(LargeBinary)
     """float16, as `attune.types.Candidate.features`."""
+    sharp_logprobs: Mapped[bytes | None] = mapped_column(LargeBinary)
+    """float32; none in answers from before this column."""
 
 
 class FeedbackRow(Base):

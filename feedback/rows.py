@@ -114,12 +114,13 @@ def _candidate_row(interaction_id: str, candidate: Candidate) -> Row:
         "token_ids": _pack("i", candidate.token_ids),
         "logprobs": _pack("f", candidate.logprobs),
         "ref_logprobs": None if candidate.ref_logprobs is None else _pack("f", candidate.ref_logprobs),
+        "sharp_logprobs": None if candidate.sharp_logprobs is None else _pack("f", candidate.sharp_logprobs),
         "features": candidate.features,
     }
 
 
 def _candidate_from(row: Mapping[str, Any]) -> Candidate:
-    reference = row["ref_logprobs"]
+    reference, sharp = row["ref_logprobs"], row["sharp_logprobs"]
     return Candidate(
         index=row["index"],
         text=json.loads(row["text"]),
@@ -129,6 +130,7 @@ def _candidate_from(row: Mapping[str, Any]) -> Candidate:
         ref_logprobs=None if reference is None else tuple(_unpack("f", reference)),
         features=None if row["features"] is None else bytes(row["features"]),
         scores=json.loads(row["scores"]),
+        sharp_logprobs=None if sharp is None else tuple(_unpack("f", sharp)),
     )
 
 

@@ -32,15 +32,15 @@ def gae(reward_T: torch.Tensor, value_T: torch.Tensor, gamma: float = 1.0, lam: 
     return advantage_T
 
 
-def shaped(terminal: float, log_ratio_T: torch.Tensor, *, beta: float, budget_nats: float, hinge: float) -> torch.Tensor:
-    """Return per-token rewards: -beta x log-ratio to the base everywhere, and at the end `terminal` less the hinge.
+def shaped(terminal: float, drift_T: torch.Tensor, nats: float, *, beta: float, budget_nats: float, hinge: float) -> torch.Tensor:
+    """Return per-token rewards: -beta x drift (a log-ratio) everywhere, and at the end `terminal` less the hinge.
 
-    The hinge takes `hinge` per nat off the reward of an answer whose summed log-ratio lies beyond the budget: it holds where a
-    controller that raises beta overshoots.
+    The hinge takes `hinge` per nat off the reward of an answer whose log-ratio to the base, `nats`, lies beyond the budget: it holds
+    where a controller that raises beta overshoots.
     """
-    reward_T = -beta * log_ratio_T.clamp(-10.0, 10.0)
+    reward_T = -beta * drift_T.clamp(-10.0, 10.0)
     if len(reward_T):
-        reward_T[-1] += terminal - hinge * max(0.0, float(log_ratio_T.sum()) - budget_nats)
+        reward_T[-1] += terminal - hinge * max(0.0, nats - budget_nats)
     return reward_T
 
 

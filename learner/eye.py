@@ -27,8 +27,7 @@ def look_again(base: FrozenBase, trunk: Trunk | None, interaction: Interaction) 
     temperature = 1.0 if interaction.sampling.greedy else interaction.sampling.temperature
     answers = [Answer(c.token_ids, c.finish_reason == "stop") for c in interaction.candidates]
     looks = base.look(interaction.prompt_token_ids, answers, temperature, trunk)
-    seen = zip(interaction.candidates, looks, strict=True)
-    return replace(interaction, candidates=tuple(replace(c, features=v.features, ref_logprobs=v.ref_logprobs) for c, v in seen))
+    return replace(interaction, candidates=tuple(v.at(c) for c, v in zip(interaction.candidates, looks, strict=True)))
 
 
 def look_at_edit(base: FrozenBase, trunk: Trunk | None, interaction: Interaction, token_ids: Sequence[int]) -> bytes:

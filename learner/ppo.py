@@ -1,9 +1,10 @@
 """THE update: rollouts in, a stepped adapter and its figures out.
 
-PPO on all candidates of served requests: leave-one-out baseline, a critic on what that leaves once it can tell, GAE, k1 KL to the base in
-the reward with a hinge on each answer's budget, one scale for the advantages of an optimizer batch, decoupled clipping with truncated
-importance weights. Left out: a value network of its own (the critic reads the policy's hidden states), and a reference forward (serve
-made it). Each request is one packed row, and each row's gradient is made before the next row is read: memory is that of one request.
+PPO on all candidates of served requests: leave-one-out baseline, a critic on what that leaves once it can tell, GAE, k1 KL in the reward
+(counted from a base that is somewhat surer of itself) with a hinge on each answer's budget (counted from the base as it is), one scale for
+the advantages of an optimizer batch, decoupled clipping with truncated importance weights. Left out: a value network of its own (the
+critic reads the policy's hidden states), and a reference forward (serve made it). Each request is one packed row, and each row's gradient
+is made before the next row is read: memory is that of one request.
 Shapes: P tokens of one row, F features of the critic.
 """
 
@@ -143,8 +144,10 @@ def _plan(policy: Policy, rollout: Rollout, packed: Packed, seen: Forward, prox_
     behaviour_P = torch.tensor([x for row in rollout.behaviour for x in row])
     reference_P = torch.tensor([x for row in rollout.reference for x in row])
     ratio_P = prox_P - reference_P
+    drift_P = prox_P - torch.tensor([x for row in rollout.sharp or rollout.reference for x in row])
+    prices = {"beta": settings.kl_beta, "budget_nats": settings.kl_budget_nats, "hinge": settings.kl_hinge}
     rewards = [
-        shaped(reward, ratio_P[span], beta=settings.kl_beta, budget_nats=settings.kl_budget_nats, hinge=settings.kl_hinge)
+        shaped(reward, drift_P[span], float(ratio_P[span].sum()), **prices)
         for reward, span in zip(rollout.rewards, packed.spans, strict=True)
     ]
     feature_PF = critic.features(seen.hidden_PH)

@@ -29,6 +29,8 @@ class Rollout:
     policy_version: int
     terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """What each of the operator's terms said of every answer, before its weight."""
+    sharp: tuple[tuple[float, ...], ...] = ()
+    """Log-probs of the base at a lower temperature, which drift is priced against; none: against `reference`."""
 
 
 def unusable(interaction: Interaction, live: int, max_staleness: int) -> str | None:
@@ -65,6 +67,7 @@ def make_rollout(interaction: Interaction, reward: RewardModel, pessimism: float
         temperature=interaction.sampling.temperature,
         policy_version=interaction.policy_version,
         terms={name: tuple(map(float, value)) for name, value in values.items()},
+        sharp=tuple(c.sharp_logprobs or c.ref_logprobs or () for c in candidates),
     )
 
 

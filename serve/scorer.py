@@ -109,9 +109,7 @@ class Scorer:
         return Scored(
             tuple(
                 replace(
-                    c,
-                    features=look.features,
-                    ref_logprobs=look.ref_logprobs,
+                    look.at(c),
                     scores={"utility": float(mean[i]), "spread": float(spread[i]), "total": float(total[i])}
                     | {f"term.{name}": float(value[i]) for name, value in values.items()}
                     | weights,

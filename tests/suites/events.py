@@ -20,6 +20,7 @@ def interaction(name: str = "i1", *, candidates: int = 4, shown: Sequence[int] =
             ref_logprobs=(-0.75, -1.5, -2.5),
             features=struct.pack("<4e", 1.0, -2.0, 0.5, i),
             scores={"overall": 0.25 * i, "spread": 0.1, "total": 0.2 * i},
+            sharp_logprobs=(-0.5, -1.25, -2.75),
         )
         for i in range(candidates)
     )

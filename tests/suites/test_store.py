@@ -29,7 +29,7 @@ def in_force(store: Store) -> dict[str, object]:
 
 def test_an_interaction_comes_back_as_it_was(store: Store) -> None:
     some = [interaction("i1"), replace(interaction("i2", candidates=1, shown=[0]), user=None, seed=None, conversation_id=None)]
-    bare = replace(some[1].candidates[0], ref_logprobs=None, features=None, scores={}, token_ids=(), logprobs=())
+    bare = replace(some[1].candidates[0], ref_logprobs=None, sharp_logprobs=None, features=None, scores={}, token_ids=(), logprobs=())
     some.append(replace(some[1], id="i3", candidates=(bare,)))
     store.write(some)
     assert store.interactions(["i1", "i2", "i3", "nowhere"]) == {i.id: i for i in some}
@@ -274,6 +274,20 @@ def test_the_migrations_lead_to_the_models(store_url: str, store: Store) -> None
         assert compare_metadata(context, Base.metadata) == []
         assert context.get_current_revision() == HEAD
     engine.dispose()
+
+
+def test_a_store_from_before_a_column_gets_it_and_keeps_its_rows(store_url: str, store: Store) -> None:
+    before = interaction()
+    store.write([before])
+    engine = open_engine(store_url)
+    with writing(engine) as db:
+        db.execute(text("ALTER TABLE candidates DROP COLUMN sharp_logprobs"))
+        db.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    engine.dispose()
+    again = Store.open(store_url)
+    found = again.interactions([before.id])[before.id]
+    again.close()
+    assert found == replace(before, candidates=tuple(replace(c, sharp_logprobs=None) for c in before.candidates))
 
 
 def test_a_store_of_a_newer_version_is_refused(store_url: str, store: Store) -> None:

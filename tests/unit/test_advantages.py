@@ -54,13 +54,13 @@ def test_the_scale_does_not_blow_up_noise() -> None:
 
 
 def test_kl_and_terminal_reward_sum_up_within_the_budget() -> None:
-    ratio = torch.tensor([0.5, -0.25, 1.0])
-    reward = shaped(2.0, ratio, beta=0.1, budget_nats=6.0, hinge=0.3)
+    drift = torch.tensor([0.5, -0.25, 1.0])
+    reward = shaped(2.0, drift, 4.0, beta=0.1, budget_nats=6.0, hinge=0.3)
     assert float(reward.sum()) == pytest.approx(2.0 - 0.1 * 1.25)
 
 
 def test_the_hinge_takes_off_what_lies_beyond_the_budget() -> None:
-    ratio = torch.full((10,), 1.0)
-    free, held = (shaped(0.0, ratio, beta=0.0, budget_nats=budget, hinge=0.3).sum() for budget in (20.0, 6.0))
+    drift = torch.full((10,), 1.0)
+    free, held = (shaped(0.0, drift, 10.0, beta=0.0, budget_nats=budget, hinge=0.3).sum() for budget in (20.0, 6.0))
     assert float(free) == 0.0
     assert float(held) == pytest.approx(-0.3 * 4)

@@ -51,6 +51,7 @@ def candidates(draw: st.DrawFn, index: int) -> Candidate:
         ref_logprobs=draw(st.none() | numbers),
         features=draw(st.none() | st.binary(max_size=12)),
         scores=draw(st.dictionaries(st.sampled_from(["overall", "spread", "total"]), finite)),
+        sharp_logprobs=draw(st.none() | numbers),
     )
 
 

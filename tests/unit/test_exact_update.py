@@ -95,8 +95,8 @@ class Straight:
     def advantages(self, rollout: Rollout, prox: list[torch.Tensor], values: list[torch.Tensor]) -> list[torch.Tensor]:
         shaped = []
         for n, old in enumerate(prox):
-            ratio = old - torch.tensor(rollout.reference[n])
-            reward = [-0.1 * max(-10.0, min(10.0, float(x))) for x in ratio]
+            ratio, drift = old - torch.tensor(rollout.reference[n]), old - torch.tensor(rollout.sharp[n])
+            reward = [-0.1 * max(-10.0, min(10.0, float(x))) for x in drift]
             reward[-1] += rollout.rewards[n] - 0.3 * max(0.0, float(ratio.sum()) - 1.0)
             shaped.append(reward)
         totals = [sum(reward) for reward in shaped]
@@ -144,7 +144,8 @@ def rollouts(policy: Policy) -> list[Rollout]:
             tuple((logprob_P[s] - 0.2 + 0.3 * torch.randn(s.stop - s.start, generator=generator)).tolist()) for s in packed.spans
         )
         rewards = tuple(torch.randn(4, generator=generator).tolist())
-        made.append(Rollout(f"i{group}", prompt, answers, behaviour, reference, rewards, TEMPERATURE, 0))
+        sharp = tuple(tuple(x + 0.3 * float(torch.randn(1, generator=generator)) for x in row) for row in reference)
+        made.append(Rollout(f"i{group}", prompt, answers, behaviour, reference, rewards, TEMPERATURE, 0, sharp=sharp))
     return made
 
 

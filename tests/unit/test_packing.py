@@ -33,7 +33,8 @@ def test_packed_logprobs_equal_plain_ones(base: FrozenBase) -> None:
     looks = base.look(PROMPT, [Answer(a, True) for a in ANSWERS], 0.7)
     for answer, seen in zip(ANSWERS[:3], looks, strict=False):
         assert torch.tensor(seen.ref_logprobs) == pytest.approx(plain_logprobs(base, answer, 0.7), abs=1e-5)
-    assert looks[3].ref_logprobs == ()
+        assert torch.tensor(seen.sharp_logprobs) == pytest.approx(plain_logprobs(base, answer, 0.7 * frozen.SHARPNESS), abs=1e-5)
+    assert (looks[3].ref_logprobs, looks[3].sharp_logprobs) == ((), ())
 
 
 def test_neighbours_change_nothing(base: FrozenBase) -> None:
@@ -57,6 +58,7 @@ def test_a_row_that_would_be_too_long_is_looked_at_in_parts(base: FrozenBase, mo
     for one, other in zip(together, apart, strict=True):
         assert unpack([one.features]) == pytest.approx(unpack([other.features]), abs=2e-3, rel=1e-3)  # fp16
         assert one.ref_logprobs == pytest.approx(other.ref_logprobs, abs=1e-5)
+        assert one.sharp_logprobs == pytest.approx(other.sharp_logprobs, abs=1e-5)
 
 
 @given(st.integers(1, 50), st.lists(st.integers(0, 60), max_size=16), st.integers(1, 200))
