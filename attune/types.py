@@ -44,7 +44,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether nothing was left to chance."""
-        return self.temperature <= 1e-5
+        return self.temperature < 1e-5  # as vLLM has it
 
     @property
     def train_grade(self) -> bool:
@@ -119,11 +119,6 @@ class Feedback:
     received_at: float
     aspect: str | None = None
     user: str | None = None
-
-    @property
-    def explicit(self) -> bool:
-        """Whether the person meant to judge (everything but `implicit` signals)."""
-        return self.kind is not Kind.IMPLICIT
 
 
 @dataclass(frozen=True, slots=True)

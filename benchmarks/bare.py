@@ -92,10 +92,9 @@ class Bare:
                 points.append({"votes": done} | self.judged(judged))
                 print(f"{time.monotonic() - started:5.0f} s", points[-1], flush=True)
         best = dict(zip(judged, self.ranked(judged), strict=True))
-        ceiling = 1 - (1 - points[-1]["decided"]) / 2
         ranked = judge(self.taste, best, self.base)
         off_task = judge(SENSE, self.answers(others), plain)
-        return {"points": points, "best_of_4": ranked.preference / ceiling, "off_task": off_task.preference}
+        return {"points": points, "best_of_4": share_of_ceiling(ranked), "off_task": off_task.preference}
 
     def judged(self, asks: Sequence[Ask]) -> dict[str, float]:
         """Return how the policy alone stands against the base."""

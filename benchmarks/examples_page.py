@@ -234,7 +234,7 @@ def _terms_line(run: Run) -> str:
         for term in run["settings"]["terms"]
     ]
     learner = ", ".join(f"`{name}` {value}" for name, value in run["settings"]["learner"].items())
-    line = f"Reward terms beside the learned utility: {', '.join(wishes) or 'none'}; KL to the base is taken off the reward as always."
+    line = f"Reward terms beside the learned utility: {', '.join(wishes) or 'none'}; drift from the base is taken off the reward as always."
     return line + (f" Learner settings that are not the defaults: {learner}." if learner else "")
 
 

@@ -92,6 +92,7 @@ class Runs:
                     "halted": deployment.halted(),
                     "zero_lag": deployment.zero_lag(),
                 }
+                result.pop("curve", None)  # a picture in a folder that goes
                 shutil.copy(deployment.home / "simulate" / "run" / "answers.jsonl", self.folder / f"{name}.answers.jsonl")
             return result
 

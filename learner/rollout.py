@@ -67,7 +67,7 @@ def make_rollout(interaction: Interaction, reward: RewardModel, pessimism: float
         temperature=interaction.sampling.temperature,
         policy_version=interaction.policy_version,
         terms={name: tuple(map(float, value)) for name, value in values.items()},
-        sharp=tuple(c.sharp_logprobs or c.ref_logprobs or () for c in candidates),
+        sharp=tuple(c.sharp_logprobs for c in candidates if c.sharp_logprobs is not None),
     )
 
 
