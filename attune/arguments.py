@@ -25,3 +25,11 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError("must lie between 0 and 1")
     return value
+
+
+def temperature(text: str) -> float:
+    """Return a number from 0 to 2, which is what the API takes."""
+    value = float(text)
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError("must lie between 0 and 2")
+    return value

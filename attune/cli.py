@@ -106,7 +106,7 @@ def _learner_command(args: argparse.Namespace, module: str, *options: str) -> in
 def _become(args: argparse.Namespace, module: str, *options: str) -> int:
     """Go on as another program, with the same configuration file."""
     extra = ["--config", str(args.config)] if args.config else []
-    os.execv(sys.executable, [sys.executable, "-m", module, *options, *extra])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *options, *extra])
 
 
 def _prepare(args: argparse.Namespace) -> int:

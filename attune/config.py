@@ -60,6 +60,8 @@ class ServeSection(_Section):
     """Largest mean |difference| between the engine's and the learner's log-probs of a new version."""
     allowed_origins: list[str] = []
     """Origins (`https://example.org`) whose pages may call this server from a browser; the server's own always may."""
+    local_sessions: bool = True
+    """A browser on this machine may use the page without the key. Switch it off behind a reverse proxy: its visitors seem to be here."""
     seed: int | None = None
 
 
@@ -68,6 +70,7 @@ class BusSection(_Section):
 
     kind: Literal["embedded", "kafka"] = "embedded"
     bootstrap: str = ""
+    """kafka: one broker or more, as HOST:PORT with commas between."""
     topic_prefix: str = "attune"
     partitions: Count = 4
 
@@ -87,6 +90,9 @@ class FeedbackSection(_Section):
     orphan_lifetime_s: Positive = 7 * 24 * 3600.0
     metrics_port: Port = 0
     """0 switches the Prometheus listener off."""
+
+
+Wire = Literal["length", "refusals", "repetition", "empty", "sameness"]
 
 
 class LearnerSection(_Section):
@@ -128,6 +134,8 @@ class LearnerSection(_Section):
     clip_high: Positive = 0.28
     max_staleness_versions: Count = 8
     grad_clip: Positive = 1.0
+    tripwires: list[Wire] = ["length", "refusals", "repetition", "empty", "sameness"]
+    """What may stop policy updates (`learner.tripwires`); leave out what is wanted here, as `length` where people want a bare yes or no."""
     demonstration_weight: Annotated[float, Field(ge=0.0)] = 0.05
     """Weight of the likelihood of people's edits in a policy update; 0 leaves them out."""
     seed: int = 0
@@ -241,8 +249,8 @@ def load(file: Path | None = None, environment: Mapping[str, str] | None = None)
         config = Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
-    if config.bus.kind == "kafka" and not config.bus.bootstrap:
-        raise ConfigError("bus.bootstrap: name the broker as HOST:PORT, or set bus.kind to embedded")
+    if config.bus.kind == "kafka" and not all(re.fullmatch(r"\s*\S+:\d{1,5}\s*", part) for part in config.bus.bootstrap.split(",")):
+        raise ConfigError(f"bus.bootstrap: name the broker as HOST:PORT (got {config.bus.bootstrap!r}), or set bus.kind to embedded")
     home = config.home.expanduser().absolute()
     if home.exists() and not home.is_dir():
         raise ConfigError(f"home: {home} is a file; name a folder, or one that can be made (ATTUNE_HOME)")

@@ -21,6 +21,7 @@ from attune.types import Candidate, Feedback, Interaction, Kind, Sampling, Withd
 MAX_TEXT = 100_000
 MAX_NUMBER = 1e15
 SOURCE = "/attune/serve"
+HALF = "holds half of a surrogate pair, which is no character"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -29,15 +30,18 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 def _storable(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not hold the character NUL")
-    return _encodable(text)
+    if not encodable(text):
+        raise ValueError(HALF)
+    return text
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> bool:
+    """Return whether a text is UTF-8 once it is written: half of a surrogate pair is no character."""
     try:
         text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("holds half of a surrogate pair, which is no character") from error
-    return text
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 Label = Annotated[str, Field(max_length=200), AfterValidator(_storable)]
@@ -215,8 +219,8 @@ def check_value(kind: Kind, value: Any) -> None:
             good, form = _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"
     if not good:
         raise ValueError(f"the value of a {kind} must be {form}")
-    if isinstance(value, str):
-        _encodable(value)
+    if isinstance(value, str) and not encodable(value):
+        raise ValueError(HALF)
 
 
 def candidates_named(kind: Kind, value: Any) -> tuple[int, ...]:

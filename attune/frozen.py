@@ -20,6 +20,8 @@ from attune.types import Candidate
 HEAD_ROWS = 64
 NUM_SCALARS = 11
 MID_DEPTH = 0.8
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""What an adapter, the policy's or the trunk's, is put on in each of its layers."""
 SHARPNESS = 0.7
 """The lower temperature, as a share of the sampling temperature: what a base that is as sure as that would say costs a policy nothing."""
 

@@ -30,7 +30,7 @@ def live_line(status: Mapping[str, Any]) -> str:
 def ask(url: str, key: str) -> str | None:
     """Return the line of a running server; None while it does not answer."""
     try:
-        reply = httpx.get(f"{url}/v1/attune/status", headers={"authorization": f"Bearer {key}"}, timeout=1.0)
+        reply = httpx.get(f"{url}/v1/attune/status", headers={"authorization": f"Bearer {key}"}, timeout=1.0, trust_env=False)
         return live_line(reply.raise_for_status().json())
     except (httpx.HTTPError, ValueError, KeyError):
         return None

@@ -158,6 +158,6 @@ def _send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def follow_parent() -> None:
-    """Ask the kernel to end this process when its parent's thread ends; for the moment between fork and exec."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def follow_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel to end this process, by that signal, when its parent's thread ends; for the moment after a fork."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)

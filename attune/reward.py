@@ -147,9 +147,12 @@ class RewardModel:
         total = self.total(features, texts, pessimism)
         empty = np.array([not text.strip() for text in texts], bool)
         held = np.clip(total, self.anchors.low, self.anchors.high)
-        held[empty] -= self.anchors.std
         earned = (held - np.float32(self.anchors.mean)) / np.float32(self.anchors.std)
-        return np.clip(earned if bonus is None else earned + bonus, -5.0, 5.0).astype(np.float32)
+        paid: Array = np.clip(earned if bonus is None else earned + bonus, -5.0, 5.0).astype(np.float32)
+        if empty.any():  # below every other, whatever the terms take off those: silence must never pay
+            low = np.float32((self.anchors.low - self.anchors.mean) / self.anchors.std)
+            paid[empty] = min(low, paid[~empty].min(initial=5.0)) - 1.0
+        return paid
 
     def standardise(self, raw_ND: Array) -> Array:
         """Return features with the centre and scale of this version's anchor answers."""

@@ -7,14 +7,19 @@ says nothing has no value to any of them, so none can be pleased by silence. Ser
 import importlib
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from attune.config import TermSection
 from attune.errors import ConfigError
+
+log = structlog.get_logger()
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 _SENTENCE = re.compile(r"[.!?]+(?:\s|$)")
@@ -45,9 +50,9 @@ class Terms:
         return cls([Term(section.name, section.weight, _value(section)) for section in sections])
 
     def values(self, question: str, texts: Sequence[str]) -> dict[str, Values]:
-        """Return every term's value of every answer, held within 0 and 1; an answer without a word has 0."""
+        """Return every term's value of every answer, held within 0 and 1; one without a word, or that a term cannot read, has 0."""
         return {
-            term.name: np.array([_held(term.value(question, text)) if text.strip() else 0.0 for text in texts], np.float32)
+            term.name: np.array([_valued(term, question, text) if text.strip() else 0.0 for text in texts], np.float32)
             for term in self.terms
         }
 
@@ -115,6 +120,9 @@ def _value(section: TermSection) -> Value:
 
 def _entry_point(section: TermSection) -> Value:
     module, _, name = section.entry_point.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last: nothing that lies here may stand in for a library
     try:
         value: Value = getattr(importlib.import_module(module), name)
         tried = float(value("What is a river?", "Water that flows to the sea."))
@@ -123,6 +131,14 @@ def _entry_point(section: TermSection) -> Value:
     if not math.isfinite(tried):
         raise ConfigError(f"terms.{section.name}: {section.entry_point} returned {tried}; it should return a number from 0 to 1")
     return value
+
+
+def _valued(term: Term, question: str, answer: str) -> float:
+    try:
+        return _held(term.value(question, answer))
+    except Exception as error:  # noqa: BLE001 (a stranger's code; one answer that it cannot read must not keep the others unjudged)
+        log.warning("term_failed", term=term.name, error=f"{type(error).__name__}: {error}", valued_as=0.0)
+        return 0.0
 
 
 def _held(value: float) -> float:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from attune.errors import RegistryError
-from attune.frozen import FrozenBase, twin
+from attune.frozen import PROJECTIONS, FrozenBase, twin
 from attune.packing import Packed
 from attune.reward import CLIP, Array
 
@@ -25,7 +25,6 @@ WEIGHTS = "trunk.safetensors"
 DEPTH = 0.2
 """Share of the layers that make up the trunk; they end where the frozen features are read."""
 RANK, ALPHA = 8, 16
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Trunk:
         self.last = base.mid_layer
         self.first = max(0, self.last - max(1, round(DEPTH * len(layers))))
         self.readout = readout
-        settings = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=TARGETS)
+        settings = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=PROJECTIONS)
         self.body: Any = inject_adapter_in_model(settings, part(base.network, self.first, self.last))
         self.weights = [w.requires_grad_(True) for name, w in self.body.named_parameters() if "lora_" in name]
         for name, weight in self.body.named_parameters():

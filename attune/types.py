@@ -24,6 +24,8 @@ class Kind(StrEnum):
 
 QUALITY = ("accuracy", "auroc", "spearman", "pearson", "ece", "predicted")
 """How well votes were predicted before they were learned: `<kind>_<figure>` in a reward version's report."""
+OVERALL = "overall"
+"""The aspect of a vote on the answer as a whole; none means the same. Votes on others are stored, and nothing is learned from them."""
 LEARNING = "attune:learning"
 """The conversation of answers that nobody asked for: the learner had them drawn."""
 EVALUATION = "attune:evaluation"

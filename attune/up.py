@@ -28,7 +28,8 @@ PROGRAMS = ("feedback", "learner", "serve")
 FIRST_PAUSE_S, LONGEST_PAUSE_S, HEALTHY_S = 1.0, 30.0, 60.0
 PATIENCE_S = 10.0
 LINE_EVERY_S = 2.0
-CONFIG_EXIT, BAD_EVENTS_EXIT = 2, 3
+CONFIG_EXIT, SAID_EXIT = 2, 3
+"""What a program ends with whose last line says why: for good, and until it is started again."""
 PRIVATE = 0o077
 """What others may not do with files that we make: they hold what people wrote."""
 
@@ -91,7 +92,7 @@ class Supervisor:
         child.restart_at = now + pause_s(child.crashes)
         child.process = None
         log = self.logs / f"{child.name}.log"
-        why = f": {last_line(log)}" if status == BAD_EVENTS_EXIT else ""
+        why = f": {last_line(log)}" if status == SAID_EXIT else ""
         self.say(f"{child.name} ended with status {status}{why}; starting it again in {pause_s(child.crashes):g} s (see {_short(log)})")
 
 
@@ -133,7 +134,9 @@ def run(args: argparse.Namespace) -> int:
         Registry(config.registry_folder).check_base(config.model_identity)
         Terms.load(config.terms)
         demo_model.ensure(config, progress.doing)
-        programs = {name: [sys.executable, "-m", name] for name in PROGRAMS}
+        if config.bus.kind == "kafka" and (fault := _unreachable(config.bus.bootstrap)):
+            progress.note(f"Kafka is away ({fault}): votes wait on this disk, and none is learned, until it answers")
+        programs = {name: [sys.executable, "-P", "-m", name] for name in PROGRAMS}
         supervisor = Supervisor(programs, config.home / "logs", config.home / "run" / "children.json", environment, progress.note)
         try:
             supervisor.start()
@@ -185,7 +188,7 @@ def _wait_ready(config: Config, supervisor: Supervisor, progress: Progress) -> N
         elapsed = time.monotonic() - started
         progress.doing(f"starting the engine and loading {config.model_identity} ({elapsed:.0f} s, usually 15 to 60)")
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(config.base_url + "/readyz", timeout=1.0).status_code == 200:
+            if httpx.get(config.base_url + "/readyz", timeout=1.0, trust_env=False).status_code == 200:
                 return
         time.sleep(0.25)
 
@@ -201,6 +204,19 @@ def _watch(config: Config, supervisor: Supervisor, progress: Progress) -> NoRetu
                 progress.doing(line)
             asked = now
         time.sleep(0.2)
+
+
+def _unreachable(servers: str) -> str | None:
+    """Return why none of the brokers takes connections; None if one does."""
+    faults = []
+    for server in servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE_S / 2).close()
+            return None
+        except (OSError, OverflowError) as error:
+            faults.append(f"{server.strip()}: {error}")
+    return "; ".join(faults)
 
 
 def _free_port(config: Config) -> int:

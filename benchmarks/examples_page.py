@@ -16,8 +16,8 @@ ABOUT = {
         "Facts",
         """Capitals and small sums. The demonstrations are 40 short, direct answers of ours
 ([examples/facts.jsonl](../examples/facts.jsonl)); none of them answers a question shown or judged here. The voters like the right answer,
-at once, and little else. They vote on capitals, languages and sums, never on a difference, and begin with the base again: the version
-that the demonstrations made is rolled back first, so that two ways of teaching stand side by side.""",
+at once, and little else. They vote on capitals, sums and differences, and begin with the base again: the version that the
+demonstrations made is rolled back first, so that two ways of teaching stand side by side.""",
     ),
     "stories": (
         "A story about Anastasia",

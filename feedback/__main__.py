@@ -11,11 +11,10 @@ import threading
 from pathlib import Path
 
 import structlog
-from prometheus_client import start_http_server
 
 from attune.config import Config, load
 from attune.errors import ConfigError, TooManyDeadLetters, Unavailable
-from attune.telemetry import setup_logging
+from attune.telemetry import expose, setup_logging
 from feedback.bus import Bus, open_bus
 from feedback.consumer import Consumer
 from feedback.store import Store
@@ -50,8 +49,7 @@ def main() -> int:
 
 def run(config: Config, stop: threading.Event) -> int:
     """Connect, however long it takes, and consume until `stop` is set."""
-    if config.feedback.metrics_port:
-        start_http_server(config.feedback.metrics_port, "127.0.0.1")
+    expose(config.feedback.metrics_port, "feedback")
     parts: tuple[Store, Bus] | None = None
     while parts is None and not stop.is_set():
         parts = _connect(config, stop)

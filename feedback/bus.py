@@ -16,7 +16,7 @@ import structlog
 from attune.config import Config
 from attune.errors import InvalidRecord, Unavailable
 from attune.events import Record
-from feedback import metrics
+from feedback import outbox_metrics as metrics
 from feedback.spool import GroupCommit, Spool
 
 log = structlog.get_logger(__name__)

@@ -8,9 +8,8 @@ from functools import lru_cache
 from typing import assert_never
 
 from attune.events import candidates_named
-from attune.types import Demonstration, Feedback, Interaction, Kind, Preference, Rating, Signal
+from attune.types import OVERALL, Demonstration, Feedback, Interaction, Kind, Preference, Rating, Signal
 
-OVERALL = "overall"
 NOT_LEARNED = frozenset({Kind.COMMENT, Kind.IMPLICIT, Kind.OUTCOME})
 MIN_EDIT_WEIGHT = 0.1
 MAX_WORDS_MATCHED = 1000
@@ -61,9 +60,10 @@ def why_unusable(interaction: Interaction, feedback: Feedback) -> str | None:
 
 def misfit(shown: tuple[int, ...], num_candidates: int, feedback: Feedback) -> str | None:
     """Return what keeps a vote on an interaction with these choices from being learned, whatever its answers say; None if nothing does."""
-    if feedback.choice >= len(shown):
+    named = candidates_named(feedback.kind, feedback.value)
+    if not named and feedback.choice >= len(shown):
         return f"choice {feedback.choice} does not exist: the reply had {len(shown)}"
-    missing = [index for index in candidates_named(feedback.kind, feedback.value) if index >= num_candidates]
+    missing = [index for index in named if index >= num_candidates]
     if missing:
         return f"candidate {missing[0]} does not exist: there were {num_candidates}"
     if not _is_overall(feedback):

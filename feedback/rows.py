@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from attune.errors import InvalidRecord
+from attune.events import encodable
 from attune.types import Candidate, Feedback, Interaction, Kind, Sampling, Withdrawal
 
 Row = dict[str, Any]
@@ -87,20 +88,12 @@ def check_storable(event: Interaction | Feedback | Withdrawal) -> None:
 
 def _check(row: Row) -> None:
     for name, value in row.items():
-        if isinstance(value, str) and ("\0" in value or len(value) > 200 or not _encodable(value)):
+        if isinstance(value, str) and ("\0" in value or len(value) > 200 or not encodable(value)):
             raise InvalidRecord(f"{name}: longer than 200 characters, or holds one that no database takes")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise InvalidRecord(f"{name}: the number is out of range")
     if not -(2**31) <= row.get("turn", 0) < 2**31:
         raise InvalidRecord("turn: the number is out of range")
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _candidate_row(interaction_id: str, candidate: Candidate) -> Row:

@@ -19,7 +19,7 @@ import structlog
 
 from attune.errors import Unavailable
 from attune.events import Record
-from feedback import metrics
+from feedback import outbox_metrics as metrics
 from feedback.sqlite import write_ahead
 
 log = structlog.get_logger(__name__)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import func, select
 
-from attune.types import Feedback, Kind
+from attune.types import OVERALL, Feedback, Kind
 from feedback.database import fetch, open_engine, reading
 from feedback.models import CandidateRow, FeedbackRow, InteractionRow
-from feedback.preferences import NOT_LEARNED, OVERALL, unchanged
+from feedback.preferences import NOT_LEARNED, unchanged
 from feedback.rows import vote_from
 from feedback.store import CHUNK, StoreCounts, StoredFeedback, count, select_stored, stored_from
 

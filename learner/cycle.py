@@ -23,7 +23,7 @@ from attune.reward import OWN
 from attune.terms import Terms
 from attune.types import ArtifactKind, Demonstration, Interaction, State, Version
 from feedback.store import Store
-from learner import challenger, gate, metrics, reward_trainer, sft, standing
+from learner import challenger, gate, metrics, reward_trainer, sft, standing, turn
 from learner.challenger import Challenger
 from learner.data import Journal
 from learner.evaluate import Looks
@@ -68,7 +68,8 @@ class Cycle:
         self.journal = Journal(store, self.eye.seen)
         self.refit = Refit(base, config.learner, stop, config.home / "learner" / "trunk-due")
         self.readiness = Readiness(config, self.journal, top_up)
-        self.prequential, self.terms = Prequential(), Terms.load(config.terms)
+        self.prequential = Prequential.load(config.home / "learner" / "foretold.json")
+        self.terms = Terms.load(config.terms)
         self.edits: dict[str, bytes] = {}
         self._edited: dict[str, str] = {}
         self.reward = self.eye.load(0)
@@ -107,12 +108,18 @@ class Cycle:
         if refitted:
             self.refit.consider(len(self.journal.votes), self.lesson)
         if self.readiness.ready(self.at, reward=self.reward.version, live=self._live):
-            if self._learn_policy():
-                self.readiness.start_over()
-            else:
-                self.readiness.rest()
-            return True
+            with turn.taken(self.config.home) as ours:  # or `attune sft` is at work
+                if ours:
+                    self._follow()
+                    self._update()
+                    return True
         return refitted
+
+    def _update(self) -> None:
+        if self._learn_policy():
+            self.readiness.start_over()
+        else:
+            self.readiness.rest()
 
     def make(self, kind: ArtifactKind) -> None:
         """Make the next version of a kind now, from what the store holds, whether it is due or not: for replaying the past."""
@@ -202,18 +209,23 @@ class Cycle:
         figures = report | foreseen | {"reliability": self.prequential.reliability()} | self._read_through()
         metrics.REWARD_FIT_SECONDS.observe(time.perf_counter() - started)
         metrics.show_quality(foreseen)
-        events = tuple(self.journal.votes_after(self.at.reward_through))
+        events = tuple(self.journal.votes_after(self._known_to_reward()))
         version = self.registry.publish(
             "reward", files, parent=self.at.reward, **self._lineage(), report=figures, events=events
         )  # fmt: skip
         if fitted:
             self.eye.take(fitted, version.number)
         self.registry.promote("reward", version.number, by="learner", reason="refitted on all votes in force")
+        self.prequential.save()
         self._show(version)
         self._follow(updating=True)
         metrics.REWARD_FITS.inc()
         log.info("reward_published", version=version.number, votes=len(judged.signals), seconds=round(time.perf_counter() - started, 3))
         return True
+
+    def _known_to_reward(self) -> int:
+        """Return the store position through which the reward champion knows the votes: less than was learned, after a roll-back."""
+        return self.registry.version("reward", self.at.reward).trained_through if self.at.reward else 0
 
     def _probes(self) -> Collection[str]:
         """Return the probes to try: those that had a say in the last fit, and now and then all of them."""

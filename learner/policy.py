@@ -20,11 +20,10 @@ from safetensors.torch import load_file, save
 from attune.config import ModelSection
 from attune.errors import ConfigError
 from attune.files import write_durably
-from attune.frozen import HEAD_ROWS
+from attune.frozen import HEAD_ROWS, PROJECTIONS
 from attune.packing import Packed, pack
 from learner.critic import Critic
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BETAS, EPS = (0.9, 0.95), 1e-8
 
 
@@ -60,7 +59,7 @@ class Policy:
             r=model.lora_rank,
             lora_alpha=model.lora_alpha,
             lora_dropout=0.0,
-            target_modules=TARGETS,
+            target_modules=PROJECTIONS,
             layers_to_transform=list(range(first, layers)),
             task_type="CAUSAL_LM",
         )

@@ -1,21 +1,26 @@
-"""Score before you learn: each vote is predicted by the version that served before it, then learned. Pure running figures.
+"""Score before you learn: each vote is predicted by the version that served before it, then learned. Running figures.
 
 Every vote becomes predictions of yes or no: a pair, which of the two is better; a tie, whether of good answers; a thumb, up or down;
 stars, above or below the middle (those are ranked, not given a probability). Figures per kind of vote and over all of them, on the newest
 of each.
 """
 
+import json
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
+import structlog
 
 from attune.reward import Scale
 from attune.types import Demonstration, Kind, Preference, Rating, Signal
 from learner import statistics
+
+log = structlog.get_logger()
 
 WINDOW = 200
 """Newest predictions kept per kind of vote."""
@@ -36,8 +41,33 @@ class Prediction:
 class Prequential:
     """The newest predictions, and how good they were."""
 
-    def __init__(self) -> None:
-        self._seen: dict[str, deque[Prediction]] = {}
+    def __init__(self, file: Path | None = None) -> None:
+        self._file, self._seen = file, dict[str, deque[Prediction]]()
+
+    @classmethod
+    def load(cls, file: Path) -> "Prequential":
+        """Return what `save` kept in a file, which it will be kept in again; nothing, where there is none that can be read."""
+        kept = cls(file)
+        try:
+            for kind, seen in json.loads(file.read_bytes()).items():
+                kept._seen[kind] = deque((Prediction(*each) for each in seen), maxlen=WINDOW)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            log.warning("predictions_lost", file=str(file), reason=str(error))
+            kept._seen.clear()
+        return kept
+
+    def save(self) -> None:
+        """Keep the predictions for the next start. Losing them costs figures, never votes: a disk that refuses is logged."""
+        if self._file is None:
+            return
+        aside = self._file.with_suffix(".new")
+        try:
+            aside.write_text(json.dumps({kind: [astuple(p) for p in seen] for kind, seen in self._seen.items()}))
+            aside.replace(self._file)
+        except OSError as error:
+            log.warning("predictions_not_kept", file=str(self._file), reason=str(error))
 
     def add(self, signal: Signal, utility: Sequence[float], scale: Scale, edited: float | None = None) -> None:
         """Hold one vote against the utilities (by candidate; `edited`: of the edited text) that were predicted before it was learned."""

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prometheus_client import start_http_server
 from transformers import AutoTokenizer
 
 from attune import config as configuration
 from attune.config import Config
-from attune.errors import ConfigError
+from attune.errors import ConfigError, Unavailable
 from attune.frozen import FrozenBase, load_base, twin
 from attune.registry import Registry
-from attune.telemetry import setup_logging
+from attune.telemetry import expose, setup_logging
 from feedback.store import Store
 from learner.board import Board
 from learner.cycle import Cycle
@@ -27,7 +26,7 @@ from learner.top_up import TopUp
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Learn until told to stop; return the exit status (2: the configuration needs a change)."""
+    """Learn until told to stop; return the exit status (2: the configuration needs a change, 3: the store is away, try again)."""
     parser = argparse.ArgumentParser(prog="attune learner", description="Turn votes into better versions.")
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
     arguments = parser.parse_args(argv)
@@ -40,12 +39,14 @@ def main(argv: list[str] | None = None) -> int:
         config = configuration.load(arguments.config)
         step_back(config.learner.nice)
         torch.set_num_threads(config.learner.threads)
-        if config.learner.metrics_port:
-            start_http_server(config.learner.metrics_port, "127.0.0.1")
+        expose(config.learner.metrics_port, "learner")
         make_cycle(config, stop).run()
     except ConfigError as error:
         print(f"attune learner: {error}", file=sys.stderr)
         return 2
+    except Unavailable as error:
+        print(f"attune learner: {error}", file=sys.stderr)
+        return 3
     return 0
 
 

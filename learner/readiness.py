@@ -81,7 +81,7 @@ class Readiness:
         since = halt.resumed_at(self.config.home)
         newest = [(question(i.messages), i.candidates[0].text) for position, i in self.journal.newest if position > since]
         typical = [(question(i.messages), c.text) for i in self.journal.anchors.values() for c in i.candidates]
-        reasons = tripwires.tripped(newest, typical)
+        reasons = tripwires.tripped(newest, typical, self.config.learner.tripwires)
         metrics.STOPPED.set(bool(reasons))
         if reasons:
             halt.stop(self.config.home, reasons, policy_version=at.policy, position=self.journal.traffic_position)

@@ -73,7 +73,7 @@ class Replay:
     def until(self, number: int) -> Iterator[Outcome]:
         """Make versions again, in the order of the log, up to and with the policy of this number."""
         for record in self._in_order():
-            if record.by == MADE_BY:
+            if record.by == MADE_BY and not self._overtaken(record):
                 self._copy_unjudged(record)
                 yield self._again(record)
             else:
@@ -98,6 +98,11 @@ class Replay:
                     place -= 1
             ordered.insert(place, record)
         return ordered
+
+    def _overtaken(self, record: Promotion) -> bool:
+        """Whether a policy was refused only since somebody else moved the champion meanwhile: what it stood on is gone by now."""
+        refused = record.kind == "policy" and record.move is State.REJECTED
+        return refused and self.source.version("policy", record.version).parent != self.scratch.champion("policy")
 
     def _again(self, record: Promotion) -> Outcome:
         version = self.source.version(record.kind, record.version)

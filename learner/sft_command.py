@@ -25,7 +25,7 @@ from attune.prompt import render
 from attune.registry import Registry
 from attune.telemetry import setup_logging
 from attune.types import TAUGHT, State
-from learner import publish, sft
+from learner import publish, sft, turn
 from learner.policy import Policy
 from learner.sft import Example
 
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = configuration.load(args.config)
         torch.set_num_threads(max(config.learner.threads, 2))
-        return run(config, args.data, epochs=args.epochs, batch=args.batch, learning_rate=args.learning_rate)
+        with turn.taken(config.home, lambda: Progress(sys.stderr).note("waiting for the policy update that is under way")):
+            return run(config, args.data, epochs=args.epochs, batch=args.batch, learning_rate=args.learning_rate)
     except AttuneError as error:
         print(f"attune sft: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
@@ -91,7 +92,7 @@ def run(config: Config, data: Path, *, epochs: int, batch: int, learning_rate: f
         print(f"policy {version.number} is refused: {reason}")
         return 1
     registry.promote("policy", version.number, by="sft", reason="held-out demonstrations became likelier")
-    print(f"policy {version.number} is live: held-out demonstrations went from {before:.3f} to {after:.3f} nats per token")
+    print(f"policy {version.number} is champion: held-out demonstrations went from {before:.3f} to {after:.3f} nats per token")
     return 0
 
 

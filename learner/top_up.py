@@ -4,6 +4,7 @@ Asked of serve like any request, so that they travel and are stored like all rol
 """
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import httpx
 import structlog
 
 from attune.config import Config
+from attune.hosts import is_here
 from attune.types import Interaction
 from learner import metrics
 
 log = structlog.get_logger()
 
 TIMEOUT_S = 60.0
+FRESH_S = 15.0
+"""After which a draw that nobody came back for says nothing of what is needed now: traffic was enough meanwhile."""
 
 
 class TopUp:
@@ -25,17 +29,18 @@ class TopUp:
     def __init__(self, config: Config, transport: httpx.BaseTransport | None = None) -> None:
         """`transport` stands in for the network in tests."""
         self._key_file: Path = config.home / "api-key"
-        self._http = httpx.Client(base_url=config.learner.serve_url or config.base_url, timeout=TIMEOUT_S, transport=transport)
+        url = config.learner.serve_url or config.base_url
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, transport=transport, trust_env=not is_here(url))
         self._candidates = config.serve.num_candidates
         self._thread: threading.Thread | None = None
-        self._made = 0
+        self._made, self._done_at = 0, 0.0
 
     def ask(self, interactions: Sequence[Interaction]) -> int | None:
         """Begin to have the prompts of these interactions answered anew; return how many were once it is done, and None until then.
 
         While answers are being drawn, asking for others only tells how it stands.
         """
-        if self._thread is None:
+        if self._thread is None or (not self._thread.is_alive() and time.monotonic() - self._done_at > FRESH_S):
             self._thread = threading.Thread(target=self._draw, args=(interactions,), name="top-up", daemon=True)
             self._thread.start()
         if self._thread.is_alive():
@@ -56,6 +61,7 @@ class TopUp:
                 break
             metrics.TOP_UPS.labels("made").inc()
             self._made += 1
+        self._done_at = time.monotonic()
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._key_file.read_text().strip()}"}

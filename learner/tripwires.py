@@ -5,7 +5,7 @@ on for ever, to refuse, to repeat itself or to say the same to everybody trips a
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from attune.style import monotonous
@@ -23,6 +23,8 @@ _REFUSAL = re.compile(
 )
 _WORD = re.compile(r"\w+")
 
+
+WIRES = ("length", "refusals", "repetition", "empty", "sameness")
 
 Said = tuple[str, str]
 """A question and an answer to it."""
@@ -51,8 +53,8 @@ def looks(said: Sequence[Said]) -> Looks:
     )
 
 
-def tripped(newest: Sequence[Said], typical: Sequence[Said]) -> list[str]:
-    """Return every wire that the newest answers tripped, in words; none while there are too few of either to say.
+def tripped(newest: Sequence[Said], typical: Sequence[Said], armed: Collection[str] = WIRES) -> list[str]:
+    """Return every one of the `armed` wires that the newest answers tripped, in words; none while there are too few of either to say.
 
     >>> tripped([(f"q{n}", "no") for n in range(40)], [(f"q{n}", f"a fine long answer number {n}") for n in range(40)])
     ['distinct answers fell to 2% (typical: 100%)']
@@ -61,15 +63,15 @@ def tripped(newest: Sequence[Said], typical: Sequence[Said]) -> list[str]:
         return []
     now, usual = looks(newest), looks(typical)
     reasons = []
-    if not LEAST_LENGTH * usual.words <= now.words <= MOST_LENGTH * usual.words:
+    if "length" in armed and not LEAST_LENGTH * usual.words <= now.words <= MOST_LENGTH * usual.words:
         reasons.append(f"answers have {now.words:.1f} words on average (typical: {usual.words:.1f})")
-    for name, share, before in (
-        ("refusals", now.refusing, usual.refusing),
-        ("answers that repeat themselves", now.repeating, usual.repeating),
-        ("empty answers", now.empty, usual.empty),
+    for wire, name, share, before in (
+        ("refusals", "refusals", now.refusing, usual.refusing),
+        ("repetition", "answers that repeat themselves", now.repeating, usual.repeating),
+        ("empty", "empty answers", now.empty, usual.empty),
     ):
-        if share > before + MORE:
+        if wire in armed and share > before + MORE:
             reasons.append(f"{name} rose to {share:.0%} (typical: {before:.0%})")
-    if now.distinct < LEAST_DISTINCT < usual.distinct:
+    if "sameness" in armed and now.distinct < LEAST_DISTINCT < usual.distinct:
         reasons.append(f"distinct answers fell to {now.distinct:.0%} (typical: {usual.distinct:.0%})")
     return reasons

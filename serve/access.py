@@ -2,14 +2,16 @@
 
 import secrets
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
 
 from attune.errors import RequestError
+from attune.hosts import is_loopback
 
 COOKIE = "attune_session"
+FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+"""What a reverse proxy adds, if it adds anything: behind one everybody's address is this machine's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,9 @@ def operator(request: Request) -> Caller:
 
 def is_local(request: Request) -> bool:
     """Whether both ends are this machine: the peer's address and the host name that the browser asked for (DNS rebinding)."""
-    host = (request.url.hostname or "").lower()
-    return _loopback(request.client.host if request.client else "") and (host == "localhost" or _loopback(host))
+    if not request.app.state.config.serve.local_sessions or any(name in request.headers for name in FORWARDED):
+        return False
+    return is_loopback(request.client.host if request.client else "") and is_loopback(request.url.hostname or "")
 
 
 def open_session(request: Request, response: Response) -> None:
@@ -66,13 +69,6 @@ def open_session(request: Request, response: Response) -> None:
     if is_local(request) and not (cookie and request.app.state.tokens.session(cookie)):
         value = request.app.state.tokens.new_session("page-" + secrets.token_hex(8))
         response.set_cookie(COOKIE, value, httponly=True, samesite="strict", max_age=30 * 24 * 3600)
-
-
-def _loopback(address: str) -> bool:
-    try:
-        return ip_address(address.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _same_origin(request: Request) -> bool:

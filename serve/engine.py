@@ -5,10 +5,10 @@ core (half the start-up time), exact LoRA rank, a warm-up prompt of more than si
 """
 
 import asyncio
-import ctypes
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from attune.config import Config
 from attune.errors import AdapterError, Unavailable
+from attune.processes import follow_parent
 from serve import engine_lora_cpu
 
 log = structlog.get_logger()
@@ -31,7 +32,6 @@ PLAIN_SAMPLING = {
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0
 }  # fmt: skip
 """For requests that do not say: most models bring defaults of their own, and samples drawn with those teach the policy nothing."""
-PR_SET_PDEATHSIG = 1
 
 
 class Engine:
@@ -105,7 +105,8 @@ class Engine:
 
 async def start(config: Config, seed: int) -> Engine:
     """Start vLLM with the configured model, warm it up and return it ready."""
-    os.register_at_fork(after_in_child=_die_with_parent)
+    # A forked core computes on for ever when its parent is killed.
+    os.register_at_fork(after_in_child=partial(follow_parent, signal.SIGKILL))
     args = AsyncEngineArgs(
         model=config.model_folder,
         revision=config.model.revision,
@@ -154,8 +155,3 @@ async def _warm_up(engine: Engine) -> None:
     async for _ in stream:
         pass
     await engine.logprobs(None, tokens[:20], tokens[20:])
-
-
-def _die_with_parent() -> None:
-    # A forked core computes on for ever when its parent is killed: ask the kernel to end it as well.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

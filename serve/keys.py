@@ -9,7 +9,7 @@ import hmac
 import json
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from attune.errors import ConfigError
@@ -36,25 +36,29 @@ class Secrets:
 
 
 def load(home: Path) -> Secrets:
-    """Return the secrets of a home folder, making key and secrets at the first start; raises `ConfigError` if they are damaged."""
-    file = home / "secrets.json"
+    """Return the secrets of a home folder, making key and secrets at the first start; raises `ConfigError` if they are damaged.
+
+    Where the file `api-key` alone was removed, a new key is made: the old one is refused from then on, people's votes stay theirs.
+    """
+    file, key_file = home / "secrets.json", home / "api-key"
     try:
-        if not file.exists():
-            _create(home)
-        return Secrets(**json.loads(file.read_text()))
+        known = Secrets(**json.loads(file.read_text())) if file.exists() else None
+        return known if known and key_file.exists() else _with_new_key(known, file, key_file)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{file} is damaged: remove it and api-key beside it, and a new key is made at the next start") from error
     except OSError as error:
         raise ConfigError(f"cannot keep the API key in {home}: {error.strerror}") from error
 
 
-def _create(home: Path) -> None:
-    home.mkdir(parents=True, exist_ok=True)
-    public, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
-    key = f"sk-attune-{public}-{secret}"
-    _write_private(home / "api-key", key + "\n")
-    kept = {"key_id": public, "key_hash": _hash(key), "token_secret": secrets.token_hex(32), "pseudonym_secret": secrets.token_hex(32)}
-    _write_private(home / "secrets.json", json.dumps(kept))  # last: its presence says that both are there
+def _with_new_key(known: Secrets | None, file: Path, key_file: Path) -> Secrets:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    public = secrets.token_hex(4)
+    key = f"sk-attune-{public}-{secrets.token_urlsafe(32)}"
+    token, pseudonym = (known.token_secret, known.pseudonym_secret) if known else (secrets.token_hex(32), secrets.token_hex(32))
+    made = Secrets(public, _hash(key), token, pseudonym)
+    _write_private(file, json.dumps(asdict(made)))
+    _write_private(key_file, key + "\n")  # last: its presence says that both are there
+    return made
 
 
 def _write_private(path: Path, text: str) -> None:

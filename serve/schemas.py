@@ -5,10 +5,10 @@ OpenAI's parameters are an allow-list: what is not on it is ignored, as OpenAI's
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from attune.events import Identifier, Label, check_value
-from attune.types import Kind
+from attune.types import OVERALL, Kind
 
 MAX_CANDIDATES = 16
 
@@ -77,6 +77,12 @@ class ChatRequest(_Open):
     objectives: Annotated[dict[str, Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]], Field(max_length=32)] | None = None
     conversation_id: Label | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_said(cls, data: Any) -> Any:
+        """Leave out what is null: OpenAI takes that as not said, and many clients write every parameter."""
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
     @model_validator(mode="after")
     def _enough_candidates(self) -> "ChatRequest":
         if self.candidates is not None and self.candidates < self.n:
@@ -99,6 +105,12 @@ class FeedbackRequest(BaseModel):
     user: Label | None = None
     aspect: Annotated[Label, Field(max_length=100)] | None = None
     token: Annotated[str, Field(max_length=2000)] | None = None
+
+    @field_validator("aspect")
+    @classmethod
+    def _one_overall(cls, aspect: str | None) -> str | None:
+        """Return None for what speaks of the answer as a whole, however it is said: it is one vote, not three."""
+        return None if aspect in ("", OVERALL) else aspect
 
     @model_validator(mode="after")
     def _value_fits(self) -> "FeedbackRequest":

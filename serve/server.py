@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 import socket
 import time
 
@@ -9,14 +10,13 @@ import structlog
 import uvicorn
 
 from attune.config import Config
-from attune.errors import RegistryError, Unavailable
 from attune.prompt import prompt_version
 from attune.registry import Registry
-from attune.types import ArtifactKind
 from feedback.bus import Outbox
 from feedback.views import Views
-from serve import adapter, metrics
+from serve import adapter
 from serve import engine as vllm_engine
+from serve.announcer import Announcer
 from serve.answer import Answerer
 from serve.app import make_app
 from serve.engine_openai import Chat
@@ -54,6 +54,8 @@ async def run(config: Config, secrets: Secrets, registry: Registry, listener: so
         "tokens": Tokens(secrets.token_secret, config.serve.token_lifetime_s),
     }  # fmt: skip
     server = uvicorn.Server(uvicorn.Config(make_app(state), log_config=None, access_log=False, timeout_graceful_shutdown=8))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, server.handle_exit)  # uvicorn sends itself the signal once more when it ends: that must not end us here
     loops = [asyncio.create_task(swapper.follow()), asyncio.create_task(_watch(swapper, server))]
     log.info("ready", host=config.serve.host, port=listener.getsockname()[1], policy_version=slots.live)
     try:
@@ -64,27 +66,6 @@ async def run(config: Config, secrets: Secrets, registry: Registry, listener: so
         await outbox.stop()
         await engine.close()
     return 1 if swapper.hopeless else 0
-
-
-class Announcer:
-    """Puts on `/metrics` what went live, how it was judged, and how long its votes took to get there."""
-
-    def __init__(self, registry: Registry, views: Views) -> None:
-        self.registry, self.views, self.started_at = registry, views, time.time()
-
-    async def __call__(self, kind: ArtifactKind, number: int) -> None:
-        """Show a version; the votes of one that was live before this server started are not counted again."""
-        if number == 0:
-            return
-        try:
-            version = await asyncio.to_thread(self.registry.version, kind, number)
-            since = await asyncio.to_thread(self.registry.live_since, kind, number)
-            fresh = since is not None and since >= self.started_at
-            received = await asyncio.to_thread(self.views.received_at, version.events) if fresh else []
-            metrics.live(version, received, time.time())
-        except (Unavailable, RegistryError):
-            metrics.LOOP_FAILURES.labels("announce").inc()
-            log.exception("announcement_failed", kind=kind, version=number)
 
 
 async def _watch(swapper: Swapper, server: uvicorn.Server) -> None:

@@ -15,6 +15,7 @@ import httpx
 import openai
 
 from attune.errors import RequestError, Unavailable
+from attune.hosts import is_here
 from attune.simulate.tastes import Answer
 from attune.simulate.users import Vote
 
@@ -58,8 +59,11 @@ class Line:
         self.failures: Counter[str] = Counter()
         self.requests = 0
         self._patience_s = patience_s
-        self._openai = openai.AsyncOpenAI(base_url=f"{url.rstrip('/')}/v1", api_key=api_key, max_retries=0, timeout=timeout_s)
-        self._http = httpx.AsyncClient(base_url=url.rstrip("/"), headers={"Authorization": f"Bearer {api_key}"}, timeout=20.0)
+        url, by_proxy = url.rstrip("/"), not is_here(url)
+        chats = openai.DefaultAsyncHttpxClient(trust_env=by_proxy)
+        self._openai = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=0, timeout=timeout_s, http_client=chats)
+        bearer = {"Authorization": f"Bearer {api_key}"}
+        self._http = httpx.AsyncClient(base_url=url, headers=bearer, timeout=20.0, trust_env=by_proxy)
 
     async def ask(self, question: Question) -> Reply:
         """Return the server's reply; raises `Unavailable` when patience ends and `RequestError` for a refusal."""

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from attune.arguments import count, share, whole
+from attune.arguments import count, share, temperature, whole
 from attune.config import Config
 from attune.errors import ConfigError, RequestError, Unavailable
 from attune.simulate.rubrics import RUBRICS
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--judge-samples", type=count, default=1, help="answers per prompt and side, half as many where they are ranked (default 1)"
     )
-    parser.add_argument("--judge-temperature", type=float, default=None, help="default: the server's own; 0 is greedy")
+    parser.add_argument("--judge-temperature", type=temperature, default=None, help="default: the server's own; 0 is greedy")
     parser.add_argument("--judge-off-task", action="store_true", help="judge at the end on tasks that nobody votes on, too")
     parser.add_argument(
         "--votes-on",
@@ -80,7 +80,11 @@ def run(args: argparse.Namespace, config: Config) -> int:
         wait_s=args.wait_s,
     )
     out = args.out or config.home / "simulate" / f"{args.taste}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out.mkdir(parents=True, exist_ok=True)
+    for folder in (out, args.json.parent if args.json else out):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write to {folder}: {error.strerror}; name another place with --out or --json") from error
     url = args.url or config.base_url
     try:
         result = asyncio.run(simulate(plan, url, _api_key(args.api_key, config), out))

@@ -43,7 +43,7 @@ def _ready(url: str, up: "subprocess.Popen[bytes]") -> bool:
     deadline = time.monotonic() + START_S
     while up.poll() is None and time.monotonic() < deadline:
         try:
-            if httpx.get(f"{url}/readyz", timeout=1.0).status_code == 200:
+            if httpx.get(f"{url}/readyz", timeout=1.0, trust_env=False).status_code == 200:
                 return True
         except httpx.HTTPError:
             time.sleep(0.25)

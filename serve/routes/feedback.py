@@ -91,13 +91,12 @@ def feedback_id(interaction_id: str, user: str | None, kind: Kind, aspect: str |
 
 
 def _user(body: FeedbackRequest, state: Any, caller: Caller | None) -> str | None:
+    if caller is None and not body.token:
+        raise RequestError("Send an API key, or the feedback token that came with the reply.", status=401, code="missing_credentials")
+    asked = str(state.tokens.check(body.token, body.interaction_id) or "") or None if body.token else None
     if caller is None:
-        if not body.token:
-            raise RequestError("Send an API key, or the feedback token that came with the reply.", status=401, code="missing_credentials")
-        return str(state.tokens.check(body.token, body.interaction_id) or "") or None  # never the name that the body claims
-    if body.token:
-        state.tokens.check(body.token, body.interaction_id)
-    return state.secrets.pseudonym(body.user or caller.user)  # type: ignore[no-any-return]
+        return asked  # never the name that the body claims
+    return state.secrets.pseudonym(body.user or caller.user) or asked
 
 
 async def _summary(state: Any, body: FeedbackRequest) -> Summary | None:

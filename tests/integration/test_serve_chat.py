@@ -251,3 +251,4 @@ def test_metrics_and_health_need_no_key(bench: Bench) -> None:
         text = http.get("/metrics").text
     for name in ("attune_candidates_total", "attune_policy_version", "attune_request_seconds_bucket", "attune_scorer_seconds_bucket"):
         assert name in text
+    assert "attune_feedback_" not in text  # those of another process, which would be 0 here whatever happens

@@ -173,6 +173,7 @@ def test_the_page_has_a_session_of_its_own_on_this_machine_only(bench: Bench) ->
         assert http.get("/v1/models", headers={"Host": "evil.example"}).status_code == 401
     with bench.http(None) as http:
         assert "set-cookie" not in http.get("/", headers={"Host": "evil.example"}).headers
+        assert "set-cookie" not in http.get("/", headers={"X-Real-IP": "203.0.113.7"}).headers
 
 
 def test_a_vote_given_again_after_it_was_taken_back_counts(bench: Bench) -> None:

@@ -44,6 +44,8 @@ def test_the_environment_names_the_parts_of_a_list_with_commas() -> None:
         ("[learner]\npolicy_lr = -1", "learner.policy_lr"),
         ("port = [", "is not TOML"),
         ("[bus]\nkind = 'kafka'", "bus.bootstrap: name the broker"),
+        ("[bus]\nkind = 'kafka'\nbootstrap = 'localhost'", "bus.bootstrap: name the broker as HOST:PORT (got 'localhost')"),
+        ("[bus]\nkind = 'kafka'\nbootstrap = 'one:9092, two'", "bus.bootstrap: name the broker as HOST:PORT (got 'one:9092, two')"),
     ],
 )
 def test_a_mistake_names_the_key(tmp_path: Path, text: str, said: str) -> None:

@@ -14,7 +14,7 @@ from attune.errors import RegistryError
 from attune.frozen import fastest_dtype
 from attune.types import Feedback, Interaction, Kind, Sampling, State, Withdrawal
 from learner import cycle as looping
-from learner import metrics, readiness
+from learner import metrics, readiness, turn
 from learner import policy as policies
 from learner.data import MAX_VOTES
 from learner.replay import Replay
@@ -240,3 +240,88 @@ def raising(error: Exception) -> Any:
         raise error
 
     return raises
+
+
+def test_what_was_foretold_is_known_after_a_restart(world: World) -> None:
+    cycle = world.learner()
+    for _ in range(2):
+        world.votes(5, version=cycle.at.policy)
+        cycle.once()
+    figures = cycle.prequential.figures()
+    assert figures["overall_predicted"] > 0
+    again = world.learner()
+    assert again.prequential.figures() == figures
+    assert again.prequential.temperature() == cycle.prequential.temperature()
+    (world.config.home / "learner" / "foretold.json").write_text('{"ranking": [[1')
+    assert world.learner().prequential.figures() == {}
+
+
+def test_after_a_roll_back_a_reward_version_names_all_votes_that_the_one_before_it_did_not_know(world: World) -> None:
+    cycle = world.learner()
+    world.votes(5)
+    cycle.once()
+    known = set(cycle.journal.votes)
+    world.votes(2, version=1)
+    cycle.once()
+    world.registry.roll_back("reward", by="operator", reason="a matter of taste")
+    world.votes(1, version=1)
+    cycle.once()
+    newest = world.registry.version("reward", world.registry.champion("reward"))
+    assert (newest.parent, len(newest.events)) == (1, 3)
+    assert set(newest.events) == set(cycle.journal.votes) - known
+
+
+def test_while_somebody_else_makes_a_policy_the_learner_waits_its_turn(world: World) -> None:
+    cycle = world.learner()
+    world.votes(5)
+    with turn.taken(world.config.home) as ours:
+        assert ours
+        cycle.once()
+        assert (world.registry.champion("reward"), world.registry.champion("policy")) == (1, 0)
+    cycle.once()
+    assert world.registry.champion("policy") == 1
+
+
+def test_who_waits_for_a_turn_says_so_and_gets_it(tmp_path: Path) -> None:
+    said = []
+    with turn.taken(tmp_path, lambda: said.append("too early")) as ours:
+        assert ours
+        with turn.taken(tmp_path) as not_ours:
+            assert not not_ours
+    held = turn.taken(tmp_path)
+    held.__enter__()
+
+    def give_back() -> None:
+        said.append("waiting")
+        held.__exit__(None, None, None)
+
+    with turn.taken(tmp_path, give_back) as ours:
+        assert ours
+    assert said == ["waiting"]
+
+
+def test_a_replay_takes_over_what_an_operator_overtook(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, tiny_model, dtype=fastest_dtype())
+    cycle = world.learner()
+    world.votes(5)
+    cycle.once()
+    between = cycle._between_passes
+
+    def rolling_back() -> None:
+        if world.registry.champion("policy"):
+            world.registry.roll_back("policy", by="operator", reason="a matter of taste")
+        between()
+
+    with monkeypatch.context() as during:
+        during.setattr(cycle, "_between_passes", rolling_back)
+        world.votes(5, version=1)
+        cycle.once()
+    assert world.registry.state("policy", 2) is State.REJECTED
+    for _ in range(2):
+        world.votes(5, version=cycle.at.policy)
+        cycle.once()
+    assert world.registry.champion("policy") == 4
+    outcomes = list(Replay(world.config, tmp_path / "again").until(4))
+    assert [o.version.number for o in outcomes if o.version.kind == "policy"] == [1, 3, 4]
+    assert [f"{o.version.kind} {o.version.number}" for o in outcomes if not o.same] == []
+    world.store.close()

@@ -36,6 +36,7 @@ def preference(*order: int, good: bool | None = None, source: Kind = Kind.COMPAR
         (said(Kind.COMPARISON, {"tie": "good", "between": [1, 3]}), preference(1, 3, good=True)),
         (said(Kind.COMPARISON, {"tie": "bad", "between": [1, 3]}), preference(1, 3, good=False)),
         (said(Kind.RANKING, [3, 0, 1]), preference(3, 0, 1, source=Kind.RANKING)),
+        (said(Kind.RANKING, [3, 0], choice=9), preference(3, 0, source=Kind.RANKING)),  # it names its candidates: no choice is meant
         (said(Kind.EDIT, "wholly other words", choice=1), Demonstration("fb", "i1", 0, "wholly other words", 1.0, "u1")),
         (said(Kind.THUMB, 1, aspect="overall"), rating(2, 1, 2, Kind.THUMB)),
     ],

@@ -1,10 +1,43 @@
 """What is counted of an answered request: its tokens, and apart from them those that were sampled for learning alone."""
 
+import asyncio
+import time
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import cast
 
+from attune.registry import Registry
 from attune.types import LEARNING
+from feedback.views import Views
 from serve import metrics
+from serve.announcer import Announcer
 from tests.suites.events import interaction
+
+
+class Votes:
+    """The store's view of when votes were received: all of them a while ago."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def received_at(self, feedback_ids: Sequence[str]) -> list[float]:
+        self.asked.append(list(feedback_ids))
+        return [time.time() - 3.0] * len(feedback_ids)
+
+
+def test_votes_of_a_version_that_was_passed_over_are_counted_with_the_one_that_went_live(tmp_path: Path) -> None:
+    registry, votes = Registry(tmp_path), Votes()
+    announcer = Announcer(registry, cast(Views, votes))
+    for number in range(1, 5):
+        registry.publish(
+            "reward", {"x": b""}, parent=number - 1, base_model="m", base_revision="", trained_through=number, report={},
+            events=(f"fb-{number}",),
+        )  # fmt: skip
+        registry.promote("reward", number, by="learner", reason="refitted")
+    for number in (1, 4):  # while another version was proved, two came and went
+        asyncio.run(announcer("reward", number))
+    assert votes.asked == [["fb-1"], ["fb-4", "fb-3", "fb-2"]]
 
 
 def sampled() -> tuple[float, float]:

@@ -14,11 +14,12 @@ from attune.errors import AdapterError, ConfigError, RequestError, Unavailable
 from attune.terms import Terms
 from attune.types import EVALUATION, LEARNING, Feedback, Kind
 from serve import keys
+from serve.access import Caller
 from serve.adapter import AdapterSettings, Fingerprint, FingerprintSequence, expected_shapes, judge
 from serve.pending import Pending
 from serve.rerank import choose
-from serve.routes import chat
-from serve.schemas import ChatRequest
+from serve.routes import chat, feedback
+from serve.schemas import ChatRequest, FeedbackRequest
 from serve.slot import Policy, Slots
 from serve.tokens import Tokens
 
@@ -109,11 +110,43 @@ def test_the_key_is_made_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
         keys.load(tmp_path)
 
 
+def test_removing_the_key_changes_the_key_and_nothing_else(tmp_path: Path) -> None:
+    first = keys.load(tmp_path)
+    old = (tmp_path / "api-key").read_text().strip()
+    (tmp_path / "api-key").unlink()
+    second = keys.load(tmp_path)
+    new = (tmp_path / "api-key").read_text().strip()
+    assert (second.accepts(new), second.accepts(old)) == (True, False)
+    assert keys.load(tmp_path) == second
+    assert (second.token_secret, second.pseudonym_secret) == (first.token_secret, first.pseudonym_secret)
+
+
 def test_a_pseudonym_hides_the_name_and_stays_the_same(tmp_path: Path) -> None:
     secrets = keys.load(tmp_path)
     assert secrets.pseudonym("anna") == secrets.pseudonym("anna") != secrets.pseudonym("ben")
     assert "anna" not in str(secrets.pseudonym("anna"))
     assert secrets.pseudonym(None) is None
+
+
+def test_a_vote_with_key_and_token_is_of_whom_the_request_named(tmp_path: Path) -> None:
+    tokens, known = Tokens("secret", lifetime_s=100), keys.load(tmp_path)
+    state = SimpleNamespace(tokens=tokens, secrets=known)
+    body = FeedbackRequest(interaction_id="i1", kind=Kind.THUMB, value=1, token=tokens.for_interaction("i1", 1, "u-asked"))
+    assert feedback._user(body, state, Caller("key", None)) == "u-asked"
+    assert feedback._user(body, state, None) == "u-asked"
+    assert feedback._user(body.model_copy(update={"user": "anna"}), state, Caller("key", None)) == known.pseudonym("anna")
+    assert feedback._user(body.model_copy(update={"user": "anna"}), state, None) == "u-asked"
+
+
+def test_what_speaks_of_the_whole_answer_is_one_vote_however_it_is_said() -> None:
+    said = [FeedbackRequest(interaction_id="i1", kind=Kind.THUMB, value=1, aspect=aspect) for aspect in (None, "", "overall", "tone")]
+    assert [body.aspect for body in said] == [None, None, None, "tone"]
+
+
+def test_null_means_not_said() -> None:
+    names = set(ChatRequest.model_fields) - {"messages"}
+    asked = [{"role": "user", "content": "Hi."}]
+    assert ChatRequest.model_validate({"messages": asked} | dict.fromkeys(names)) == ChatRequest.model_validate({"messages": asked})
 
 
 def test_tokens_rate_one_interaction_until_they_expire() -> None:

@@ -15,7 +15,7 @@ from attune.frozen import load_base
 from attune.prompt import render
 from attune.registry import Registry
 from attune.types import State
-from learner import challenger, ppo, sft, sft_command
+from learner import challenger, ppo, sft, sft_command, turn
 from learner.cycle import TAUGHT_PER_UPDATE
 from learner.policy import Policy
 from learner.rollout import Rollout
@@ -68,6 +68,18 @@ def test_a_policy_that_went_live_meanwhile_is_not_overrun(config: Config, monkey
     monkeypatch.setattr(sft, "train", slowly)
     assert sft_command.run(config, write(config.home, list(LINES)), epochs=2, batch=4, learning_rate=1e-3) == 1
     assert (registry.champion("policy"), registry.state("policy", 2)) == (1, State.REJECTED)
+
+
+def test_nobody_else_makes_a_policy_while_it_teaches(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tried(*_: Any, **__: Any) -> int:
+        with turn.taken(config.home) as free:
+            return int(free)
+
+    monkeypatch.setattr(sft_command, "run", tried)
+    monkeypatch.setenv("ATTUNE_HOME", str(config.home))
+    assert sft_command.main(["--data", "x.jsonl"]) == 0
+    with turn.taken(config.home) as free:
+        assert free
 
 
 def test_votes_go_on_with_what_the_policy_was_taught(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

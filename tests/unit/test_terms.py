@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from attune import config as configuration
 from attune.config import Config, TermSection
 from attune.errors import ConfigError
 from attune.reward import RewardModel
-from attune.terms import Terms
+from attune.terms import Term, Terms
 
 EASY = "The cat sat. It was fat."
 HARD = "Institutional heterogeneity notwithstanding, multidimensional considerations necessitate comprehensive deliberation."
@@ -49,6 +50,17 @@ def test_what_an_entry_point_cannot_say_counts_nothing() -> None:
     assert terms.values("?", ["broken answer"])["wish"].tolist() == [0.0]
 
 
+def test_an_answer_that_an_entry_point_cannot_read_counts_nothing_and_spares_the_others() -> None:
+    terms = term("python", entry_point="tests.unit.test_terms:long_words")
+    assert terms.values("?", ["...", "\u2003", "plain"])["wish"].tolist() == [pytest.approx(0.3), 0.0, 0.5]
+    broken = Terms([Term("wish", 1.0, lambda _, answer: 1 / (len(answer) - 3))])
+    with capture_logs() as said:
+        assert broken.values("?", ["abc", "abcde"])["wish"].tolist() == [0.0, 0.5]
+    assert [(line["event"], line["term"], line["error"]) for line in said] == [
+        ("term_failed", "wish", "ZeroDivisionError: division by zero")
+    ]
+
+
 def test_weights_of_a_request_stand_for_the_configured_ones() -> None:
     terms = term("regex", pattern="yes", weight=2.0)
     values = terms.values("?", ["yes", "no"])
@@ -64,6 +76,11 @@ def test_an_empty_answer_stays_below_every_other() -> None:
     features = [bytes(8), bytes(8)]
     total = model.total(features, ["", "something"], 0.5, bonus)
     assert total[0] < total[1]
+    assert list(np.argsort(model.reward(features, ["", "something"], 0.5, bonus))) == [
+        0,
+        1,
+    ]  # pays more than silence
+    assert list(np.argsort(model.reward(features, ["something", " "], 0.5, np.array([-9.0, 0.0], np.float32)))) == [1, 0]
     rewards = model.reward(features, ["one", "two"], 0.5, np.array([1.5, 0.0], np.float32))
     assert rewards.tolist() == [1.5, 0.0]
 

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import pytest
 
 from attune.config import Config
 from attune.types import Interaction, Sampling
+from learner import top_up
 from learner.top_up import TopUp
 from tests.suites.events import interaction
 
@@ -63,6 +65,30 @@ def test_nobody_waits_for_answers_while_they_are_drawn_and_no_others_are_asked_f
     drawn.set()
     assert _made(client, [interaction("j")]) == 1
     assert len(asked) == 1
+
+
+def test_a_draw_that_nobody_came_back_for_does_not_stand_in_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "api-key").write_text("sk-attune-x\n")
+    go, asked = threading.Event(), list[object]()
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        assert go.wait(10)
+        return httpx.Response(200, json={})
+
+    client = TopUp(Config(home=tmp_path), httpx.MockTransport(serve))
+    assert client.ask([interaction("i")]) is None
+    drawing = client._thread
+    assert drawing is not None
+    go.set()
+    drawing.join(10)
+    go.clear()
+    monkeypatch.setattr(top_up, "FRESH_S", -1.0)
+    assert client.ask([interaction("j")]) is None  # these are drawn now, and those of before are not counted for them
+    monkeypatch.setattr(top_up, "FRESH_S", 60.0)
+    go.set()
+    assert _made(client, [interaction("j")]) == 1
+    assert len(asked) == 2
 
 
 def _made(client: TopUp, interactions: Sequence[Interaction]) -> int:

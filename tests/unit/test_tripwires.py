@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from attune import cli, halt
-from learner.tripwires import MIN_ANSWERS, tripped
+from attune.config import LearnerSection
+from learner.tripwires import MIN_ANSWERS, WIRES, tripped
 
 TYPICAL = [(f"Question {n}?", f"This is a fine and full answer to the question of number {n}, with words to spare.") for n in range(40)]
 
@@ -27,6 +28,15 @@ def answers(text: str) -> list[tuple[str, str]]:
 )
 def test_each_decay_trips_its_wire(text: str, wire: str) -> None:
     assert any(wire in reason for reason in tripped(answers(text), TYPICAL))
+
+
+def test_what_is_wanted_here_can_be_left_out() -> None:
+    alike = answers("A short and friendly answer to all.")
+    assert tripped(alike, TYPICAL, [wire for wire in WIRES if wire != "sameness"]) == []
+    assert len(tripped(answers(""), TYPICAL, WIRES)) == 3
+    for wire in WIRES:
+        assert len(tripped(answers(""), TYPICAL, [wire])) == int(wire in ("length", "empty", "sameness"))
+    assert LearnerSection().tripwires == list(WIRES)
 
 
 @pytest.mark.parametrize(
