@@ -1,5 +1,9 @@
-"""The learner's emergency stop: a file in the home folder that says why, written by a tripwire, taken away by an operator."""
+"""The learner's emergency stop: a file in the home folder that says why, written by a tripwire, taken away by an operator.
 
+And beside it, why the newest update was thrown away, if the policy that it began from is still live: else nobody would see a standstill.
+"""
+
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -50,6 +54,25 @@ def resumed_at(home: Path) -> int:
         return int(json.loads(_file(home).with_name("resumed.json").read_text())["position"])
     except FileNotFoundError:
         return 0
+
+
+def discarded(home: Path, reason: str, *, policy_version: int) -> None:
+    """Keep why an update of a policy was thrown away, where `last_discarded` finds it; a disk that refuses loses that and no more."""
+    with contextlib.suppress(OSError):
+        file = _file(home).with_name("discarded.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".new")
+        aside.write_text(json.dumps({"policy_version": policy_version, "reason": reason, "at": time.time()}))
+        aside.replace(file)
+
+
+def last_discarded(home: Path, policy_version: int) -> str | None:
+    """Return why the newest update that began from a policy was thrown away; None if none was."""
+    try:
+        said = json.loads(_file(home).with_name("discarded.json").read_text())
+    except FileNotFoundError:
+        return None
+    return str(said["reason"]) if said["policy_version"] == policy_version else None
 
 
 def _file(home: Path) -> Path:

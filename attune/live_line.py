@@ -22,6 +22,8 @@ def live_line(status: Mapping[str, Any]) -> str:
     ):
         if isinstance(figure, int | float):
             parts.append(f"{name} {form.format(figure)}")
+    if discarded := status.get("update_discarded"):
+        parts.append(f"the last update was thrown away: {discarded}")
     if stopped := status.get("learner_stopped"):
         parts.append(f"LEARNING IS STOPPED: {stopped[0]} (attune resume)")
     return ", ".join(parts)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attune.registry import Registry
+from attune.style import STYLES
 from attune.types import QUALITY, ArtifactKind, State, Version
 
 KINDS = ("overall", "thumb", "rating", "comparison", "tie", "ranking", "edit")
@@ -55,7 +56,19 @@ def collect(registry: Registry) -> Report:
 def print_report(report: Report, console: Console) -> None:
     """Show how votes were foretold, per kind, and how the policy went, per version."""
     console.print(_quality_table(report.newest_reward))
+    console.print(styles(report.newest_reward))
     console.print(_policy_table(report.policies))
+
+
+def styles(figures: Mapping[str, Any]) -> str:
+    """Return how far utility goes with what answers look like; empty where no version says so.
+
+    >>> styles({"correlation_with_length": -0.4, "correlation_with_format": 0.1})
+    'Utility of typical answers goes with length (r = -0.40), format (r = 0.10).'
+    """
+    known = [(name, figures.get(f"correlation_with_{name}")) for name in STYLES]
+    said = [f"{name} (r = {value:.2f})" for name, value in known if isinstance(value, int | float)]
+    return f"Utility of typical answers goes with {', '.join(said)}." if said else ""
 
 
 def _entries(registry: Registry, kind: ArtifactKind) -> list[Entry]:

@@ -40,14 +40,21 @@ class Anchors:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """From utilities to probabilities: what calibrates them, and how readily people put the thumb up."""
+    """From utilities to probabilities: what calibrates them, how readily people put the thumb up, and what their stars mean."""
 
     temperature: float = 1.0
     thumb_bias: float = 0.0
+    stars: tuple[float, float] = (-0.7, 0.7)
+    """Utilities from which on people give three stars or more, and four or more, as often as not."""
 
     def probability(self, margin: float) -> float:
         """Return the probability of yes, given its logit before calibration."""
         return 1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, margin / self.temperature))))
+
+    def star_margin(self, utility: float) -> float:
+        """Return the logit, before calibration, of four stars or more, given that they are not three (ordinal logit)."""
+        low, high = self.stars
+        return float(np.logaddexp(0.0, utility - low) - np.logaddexp(0.0, high - utility))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,7 @@ class RewardModel:
             if any(a.shape[-1] != width for a in arrays.values()) or not all(np.isfinite(a).all() for a in arrays.values()):
                 raise ValueError("tensors have different widths or values that are not finite")
             debias = Debias(**{name: tuple(map(float, values)) for name, values in settings.get("debias", {}).items()})
-            scale = Scale(**settings.get("scale", {}))
+            scale = Scale(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.get("scale", {}).items()})
             anchors = Anchors(**settings["anchors"])
             return cls(int(folder.name), **arrays, anchors=anchors, scale=scale, debias=debias, trunk=trunk_of(folder))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -80,7 +80,7 @@ class Deployment:
     def pid(self, program: str) -> int:
         """Return the process id of one of the three programs."""
         for pid in json.loads((self.home / "run" / "children.json").read_text()):
-            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:3] == [b"-m", program.encode()]:
+            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[-3:-1] == [b"-m", program.encode()]:
                 return int(pid)
         raise SystemExit(f"{program} is not running")
 

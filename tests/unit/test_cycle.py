@@ -125,6 +125,8 @@ def test_a_diverged_update_leaves_everything_as_it_was_and_the_next_votes_try_ag
     assert world.registry.champion("reward") == 1
     assert torch.equal(masters(cycle), before)
     assert cycle.once() is False
+    assert "too old" in str(halt.last_discarded(world.config.home, 0))  # and somebody can see why nothing goes on
+    assert halt.last_discarded(world.config.home, 1) is None
     world.votes(5)
     cycle.once()
     assert world.registry.version("policy", 1).report["groups"] == 5

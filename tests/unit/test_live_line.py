@@ -23,6 +23,8 @@ STATUS = {
 
 def test_the_line_says_where_learning_stands() -> None:
     assert live_line(STATUS) == "policy 3, reward 9, votes 42, learned 40, foretold 80%, KL 1.2 nats"
+    thrown = live_line(STATUS | {"update_discarded": "KL to the base is 40 nats"})
+    assert thrown.endswith(", the last update was thrown away: KL to the base is 40 nats")
     stopped = live_line(STATUS | {"learner_stopped": ["empty answers rose to 90%"]})
     assert stopped.endswith("LEARNING IS STOPPED: empty answers rose to 90% (attune resume)")
 

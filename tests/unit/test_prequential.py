@@ -34,7 +34,7 @@ def test_figures_per_kind_and_over_all() -> None:
     assert (found["thumb_accuracy"], found["thumb_auroc"]) == (1.0, 1.0)
     assert found["thumb_ece"] == pytest.approx(1 - PLAIN.probability(0.5), abs=1e-3)
     assert found["rating_accuracy"] == 1.0
-    assert "rating_ece" not in found  # stars are ranked, not foretold
+    assert found["rating_ece"] == pytest.approx(1 - PLAIN.probability(PLAIN.star_margin(1.0)), abs=1e-3)
     assert found["edit_accuracy"] == 1.0
     assert "comparison_predicted" not in found
     assert (found["tie_accuracy"], found["tie_predicted"]) == (0.5, 2)
@@ -46,6 +46,16 @@ def test_the_bias_of_thumbs_and_the_temperature_are_in_the_probability() -> None
     running = Prequential()
     running.add(thumb(1), [-1.0], Scale(temperature=2.0, thumb_bias=3.0))
     assert running.reliability() == [(pytest.approx(1 / (1 + math.exp(-1.0))), 1.0, 1)]
+
+
+def test_stars_are_foretold_by_their_own_thresholds() -> None:
+    scale = Scale(stars=(-3.0, 1.0))
+    fours, twos = 1 / (1 + math.exp(1.0 - 0.5)), 1 / (1 + math.exp(0.5 + 3.0))
+    assert scale.probability(scale.star_margin(0.5)) == pytest.approx(fours / (fours + twos))
+    running = Prequential()
+    running.add(Rating("s", "i", 0, 3, 5, 1.0, Kind.RATING, None), [0.5], scale)
+    running.add(Rating("s", "i", 0, 2, 5, 1.0, Kind.RATING, None), [0.5], scale)  # three stars say neither
+    assert running.reliability() == [(pytest.approx(fours / (fours + twos)), 1.0, 1)]
 
 
 def test_pairs_are_turned_so_that_not_every_answer_is_yes() -> None:

@@ -20,7 +20,7 @@ FORETOLD = {"overall_predicted": 20.0, "overall_accuracy": 0.75, "overall_ece": 
 def home(tmp_path: Path) -> Path:
     registry = Registry(tmp_path / "registry")
     for n, votes in enumerate((("a", "b"), ("c",)), start=1):
-        quality = FORETOLD | {"reliability": [[0.2, 0.25, 8], [0.8, 0.7, 12]]}
+        quality = FORETOLD | {"reliability": [[0.2, 0.25, 8], [0.8, 0.7, 12]], "correlation_with_length": -0.42}
         registry.publish("reward", {"x": b"x"}, parent=n - 1, **LINEAGE, report=quality, events=votes)
         registry.promote("reward", n, by="test", reason="test")
     figures = {"score_mean": 0.5, "kl_to_ref": 1.5, "entropy": 1.0, "length_mean": 20.0}
@@ -48,6 +48,7 @@ def test_votes_add_up_along_the_lineage_and_a_refusal_gives_its_reason(home: Pat
     report.print_report(found, Console(file=out, width=160))
     assert re.search(r"overall\W+0\.75", out.getvalue())
     assert "entropy fell" in out.getvalue()
+    assert "goes with length (r = -0.42)." in out.getvalue()
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_it_shows(home: Path) -> None:
@@ -56,6 +57,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(home: Path) -> No
     assert page.count("data:image/png;base64,") == 5
     assert not re.findall(r'(?:src|href)="?(?!"?data:)', page)
     assert "entropy fell to &lt;nothing&gt;" in page
+    assert "Utility of typical answers goes with length (r = -0.42)." in page
     assert "3 votes learned, 2 policies published, 1 of them refused or taken back; policy 1 is live." in page
 
 

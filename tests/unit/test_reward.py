@@ -300,6 +300,15 @@ def test_where_an_answer_stood_is_not_what_it_is_worth() -> None:
     assert accuracy(seen, *world(9)[:2]) > accuracy(blind, *world(9)[:2])
 
 
+def test_stars_that_are_given_readily_mean_less() -> None:
+    features, truth, rows = world()
+    plain = votes("stars", truth, 60)
+    ready = [replace(s, level=min(4, s.level + 1)) for s in plain if isinstance(s, Rating)]
+    honest, generous = (fit(Judged(features, rows, {}, s), typical(features), 0.5, 0)[0].scale.stars for s in (plain, ready))
+    assert generous[0] < honest[0] - 0.3
+    assert generous[1] < honest[1] - 0.3
+
+
 def test_a_style_can_be_left_out_of_the_score() -> None:
     features, _, rows = world()
     truth = 2.0 * features[:, -2]  # the length, and nothing else, is what people like

@@ -31,13 +31,16 @@ def test_votes_of_a_version_that_was_passed_over_are_counted_with_the_one_that_w
     announcer = Announcer(registry, cast(Views, votes))
     for number in range(1, 5):
         registry.publish(
-            "reward", {"x": b""}, parent=number - 1, base_model="m", base_revision="", trained_through=number, report={},
+            "reward", {"x": b""}, parent=number - 1, base_model="m", base_revision="", trained_through=number,
+            report={"thumb_ece": number / 10, "correlation_with_length": -number / 10},
             events=(f"fb-{number}",),
         )  # fmt: skip
         registry.promote("reward", number, by="learner", reason="refitted")
     for number in (1, 4):  # while another version was proved, two came and went
         asyncio.run(announcer("reward", number))
     assert votes.asked == [["fb-1"], ["fb-4", "fb-3", "fb-2"]]
+    assert metrics.REWARD_QUALITY.labels("thumb", "ece")._value.get() == 0.4
+    assert metrics.REWARD_STYLE.labels("length")._value.get() == -0.4
 
 
 def sampled() -> tuple[float, float]:

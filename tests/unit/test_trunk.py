@@ -99,6 +99,17 @@ def test_a_trunk_that_is_none_is_refused(base: FrozenBase, tmp_path: Path, harm:
         Trunk.load(base, tmp_path)
 
 
+def test_how_readily_people_put_the_thumb_up_is_no_merit_of_the_trunk(world: World) -> None:
+    cycle = world.learner()
+    for number in range(160):
+        one = world.interaction()
+        world.store.write([one, world.vote(one, 1 if number % 7 else -1, Kind.THUMB)])
+    cycle.once()
+    report = cycle.refit.make(cycle.lesson()).report
+    assert report["probe_log_loss"] < 0.5  # six of seven are up: whoever knows that much needs .41 nats, and .69 whoever does not
+    assert report["trunk_log_loss"] == pytest.approx(report["probe_log_loss"], abs=0.03)
+
+
 def taught(world: World, votes: int) -> tuple[Cycle, Fitted]:
     """Return a learner that knows some votes, and the trunk that they teach."""
     cycle = world.learner()
