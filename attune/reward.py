@@ -8,7 +8,7 @@ K particles.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +110,9 @@ class RewardModel:
             if any(a.shape[-1] != width for a in arrays.values()) or not all(np.isfinite(a).all() for a in arrays.values()):
                 raise ValueError("tensors have different widths or values that are not finite")
             debias = Debias(**{name: tuple(map(float, values)) for name, values in settings.get("debias", {}).items()})
-            scale = Scale(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.get("scale", {}).items()})
+            scale = Scale(**settings.get("scale", {}))
+            low, high = scale.stars
+            scale = replace(scale, stars=(low, high))  # JSON knows no tuples
             anchors = Anchors(**settings["anchors"])
             return cls(int(folder.name), **arrays, anchors=anchors, scale=scale, debias=debias, trunk=trunk_of(folder))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -44,7 +44,7 @@ MAX_EDITS = 32
 """Edits that ride along in a policy update: they come one by one, but after a halt there may be hundreds."""
 TAUGHT_PER_UPDATE = 4
 """Demonstrations of `attune sft` that ride along in a policy update."""
-ALL_PROBES_EVERY = 8
+OTHER_PROBES_EVERY = 8
 """Store positions after which a reward fit tries probes again that had no say in the last one."""
 
 
@@ -229,11 +229,12 @@ class Cycle:
         return self.registry.version("reward", self.at.reward).trained_through if self.at.reward else 0
 
     def _probes(self) -> Collection[str]:
-        """Return the probes to try: those that had a say in the last fit, and now and then all of them."""
-        before = self.registry.version("reward", self.at.reward) if self.at.reward else None
-        if before is None or self.journal.position // ALL_PROBES_EVERY > before.trained_through // ALL_PROBES_EVERY:
+        """Return the probes to try: those that had a say in the last fit, and now and then others."""
+        if not self.at.reward:
             return reward_trainer.PROBES
-        return reward_trainer.mattered(before.report) or reward_trainer.PROBES
+        before, now = self.registry.version("reward", self.at.reward), self.journal.position // OTHER_PROBES_EVERY
+        turn = now if now > before.trained_through // OTHER_PROBES_EVERY else None
+        return reward_trainer.to_try(before.report, len(self.journal.votes), turn)
 
     def _judged(self) -> Judged:
         """Return the newest votes in force and what they judge, weighted."""

@@ -25,6 +25,8 @@ JITTER = 1e-3
 NEGLIGIBLE_NATS = 10.0
 NEWEST_JUDGED, ENOUGH_JUDGED = 128, 32
 LEAST_SHARE = 0.01
+FEW_VOTES = 300
+"""Up to so many votes, all probes together are fitted in less than a second."""
 RARE_LOOK = 0.25
 """Least deviation of a look: what no typical answer has, such as a list, must not count ten deviations once one has it."""
 
@@ -145,6 +147,17 @@ def _scale(temperature: float, share: Sequence[float], fits: Sequence[_Fit]) -> 
     said = np.array([(f.scale.thumb_bias, *f.scale.stars) for f in fits])
     bias, low, high = map(float, np.array(share) @ said)
     return Scale(temperature, bias, (low, high))
+
+
+def to_try(before: Mapping[str, Any], votes: int, turn: int | None) -> Collection[str]:
+    """Return the probes to try after a fit with these figures: those that had a say in it, and in each `turn` others, too.
+
+    These are all others while votes are few; with many, where a probe takes its time, one after the other.
+    """
+    chosen = mattered(before)
+    if not chosen or (turn is not None and votes <= FEW_VOTES):
+        return PROBES
+    return chosen if turn is None else {*chosen, list(PROBES)[turn % len(PROBES)]}
 
 
 def mattered(report: Mapping[str, Any]) -> list[str]:
