@@ -15,7 +15,7 @@ from attune.reward import Anchors, RewardModel
 from attune.style import NUM_LOOKS, looks
 from attune.types import Demonstration, Kind, Preference, Rating, Signal
 from learner.likelihoods import NUM_NUISANCE, TIE_LOG_NU, Batch, Index, fisher_rows, make_batch, nll
-from learner.reward_trainer import Judged, Typical, _posterior, fit
+from learner.reward_trainer import FEW_VOTES, PROBES, Judged, Typical, _posterior, fit, to_try
 
 HIDDEN = 32
 WIDTH = NUM_LOOKS + 3 * HIDDEN + NUM_SCALARS
@@ -93,6 +93,17 @@ def test_a_vote_that_says_nothing_leaves_the_favourite_probes_in_front() -> None
     assert [report[f"probe_{name}"] for name in ("ending", "all", "words")] == pytest.approx(
         [math.e**2 / others, math.e / others, 1 / others], abs=0.01
     )
+
+
+def test_with_many_votes_other_probes_are_tried_one_after_the_other() -> None:
+    before = {"probe_all": 0.9, "probe_words": 0.1, "probe_looks": 0.001}
+    assert set(to_try(before, FEW_VOTES + 1, None)) == {"all", "words"}
+    tried = [set(to_try(before, FEW_VOTES + 1, turn)) for turn in range(len(PROBES))]
+    assert all(each >= {"all", "words"} and len(each) <= 3 for each in tried)
+    assert set().union(*tried) == set(PROBES)
+    assert set(to_try(before, FEW_VOTES, None)) == {"all", "words"}
+    assert set(to_try(before, FEW_VOTES, 0)) == set(PROBES)
+    assert set(to_try({}, FEW_VOTES + 1, None)) == set(PROBES)  # a version without votes
 
 
 def test_the_fit_is_the_same_for_the_same_seed() -> None:
