@@ -6,7 +6,7 @@ votes and rollouts of a version that was not judged are used again, those of a j
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -44,8 +44,6 @@ MAX_EDITS = 32
 """Edits that ride along in a policy update: they come one by one, but after a halt there may be hundreds."""
 TAUGHT_PER_UPDATE = 4
 """Demonstrations of `attune sft` that ride along in a policy update."""
-OTHER_PROBES_EVERY = 8
-"""Store positions after which a reward fit tries probes again that had no say in the last one."""
 
 
 class Cycle:
@@ -199,9 +197,11 @@ class Cycle:
         settings, typical, judged = self.config.learner, self.journal.typical(), self._judged()
         if typical is None or (not judged.signals and not self.at.reward):
             return False
+        before = self.registry.version("reward", self.at.reward) if self.at.reward else None
+        probes, spread = reward_trainer.plan(before, self.reward, len(self.journal.votes), self.journal.position)
         model, report = reward_trainer.fit(
-            judged, typical, settings.pessimism, settings.seed + self.journal.position,
-            temperature=self.prequential.temperature(), debias=settings.debias, trunk=self.eye.trunk is not None, probes=self._probes(),
+            judged, typical, settings.pessimism, settings.seed + self.journal.position, temperature=self.prequential.temperature(),
+            debias=settings.debias, trunk=self.eye.trunk is not None, probes=probes, spread=None if fitted else spread,
         )  # fmt: skip
         files = replace(model, trunk=self.eye.trunk_version).to_files()
         if fitted:
@@ -210,7 +210,7 @@ class Cycle:
         figures = report | foreseen | {"reliability": self.prequential.reliability()} | self._read_through()
         metrics.REWARD_FIT_SECONDS.observe(time.perf_counter() - started)
         metrics.show_quality(foreseen)
-        events = tuple(self.journal.votes_after(self._known_to_reward()))
+        events = tuple(self.journal.votes_after(before.trained_through if before else 0))  # after a roll-back, more than the new ones
         version = self.registry.publish(
             "reward", files, parent=self.at.reward, **self._lineage(), report=figures, events=events
         )  # fmt: skip
@@ -223,18 +223,6 @@ class Cycle:
         metrics.REWARD_FITS.inc()
         log.info("reward_published", version=version.number, votes=len(judged.signals), seconds=round(time.perf_counter() - started, 3))
         return True
-
-    def _known_to_reward(self) -> int:
-        """Return the store position through which the reward champion knows the votes: less than was learned, after a roll-back."""
-        return self.registry.version("reward", self.at.reward).trained_through if self.at.reward else 0
-
-    def _probes(self) -> Collection[str]:
-        """Return the probes to try: those that had a say in the last fit, and now and then others."""
-        if not self.at.reward:
-            return reward_trainer.PROBES
-        before, now = self.registry.version("reward", self.at.reward), self.journal.position // OTHER_PROBES_EVERY
-        turn = now if now > before.trained_through // OTHER_PROBES_EVERY else None
-        return reward_trainer.to_try(before.report, len(self.journal.votes), turn)
 
     def _judged(self) -> Judged:
         """Return the newest votes in force and what they judge, weighted."""

@@ -15,7 +15,7 @@ import torch
 from attune.frozen import NUM_SCALARS
 from attune.reward import Anchors, Array, Debias, RewardModel, Scale
 from attune.style import NUM_LOOKS, STYLES, style
-from attune.types import Signal
+from attune.types import Signal, Version
 from learner.likelihoods import NUM_NUISANCE, Batch, Index, fisher_rows, make_batch, nll, star_middle, thumb_bias
 
 NUM_PARTICLES = 16
@@ -27,6 +27,8 @@ NEWEST_JUDGED, ENOUGH_JUDGED = 128, 32
 LEAST_SHARE = 0.01
 FEW_VOTES = 300
 """Up to so many votes, all probes together are fitted in less than a second."""
+OTHER_PROBES_EVERY, MANY = 8, 8
+"""Store positions after which a fit tries probes again that had no say in the last one; so many times that where votes are many."""
 RARE_LOOK = 0.25
 """Least deviation of a look: what no typical answer has, such as a list, must not count ten deviations once one has it."""
 
@@ -95,6 +97,22 @@ class _Fit:
     """What the votes say of thumbs and stars beside the answers."""
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far the particles of a fit lie from its mean, and how much each probe was believed: both hold for a while."""
+
+    deviations_KD: Array
+    share: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Belief:
+    mean_D: torch.Tensor
+    particles_KD: torch.Tensor
+    share: Mapping[str, float]
+    scale: Scale
+
+
 def fit(
     judged: Judged,
     typical: Typical,
@@ -105,12 +123,13 @@ def fit(
     debias: Sequence[str] = (),
     trunk: bool = False,
     probes: Collection[str] = PROBES,
+    spread: Spread | None = None,
 ) -> tuple[RewardModel, dict[str, float]]:
     """Return a reward model (version 0 until it is published) and its figures. Deterministic for the same input and seed.
 
     `temperature` calibrates its probabilities and changes nothing else; `debias` names the styles whose effect is left out of the score.
     Only the `probes` named are tried. With a `trunk`, its number stands behind each answer's features: utility starts from it, and the
-    other features say what it missed.
+    other features say what it missed. With the `spread` of an earlier fit only the mean is fitted, for a fraction of the time.
     """
     center_D = typical.features_ND.mean(0)
     scale_D = np.maximum(typical.features_ND.std(0), 1e-3)
@@ -125,28 +144,58 @@ def fit(
     z_MD = z_MD[:, : z_MD.shape[1] - trunk]
     batch = make_batch(judged.signals, judged.rows, judged.edits)
     generator = torch.Generator().manual_seed(seed)
-    fits = _fits(batch, z_MD, start_M, generator, probes)
-    share = torch.softmax(torch.tensor([f.log_evidence + FAVOUR_NATS.get(name, 0.0) for name, f in fits.items()]), 0)
-    mean_D = sum(float(s) * f.weights_D for s, f in zip(share, fits.values(), strict=True))
-    origin = torch.multinomial(share, NUM_PARTICLES, replacement=True, generator=generator)
-    every = list(fits.values())
-    particles_KD = torch.stack([every[int(o)].samples_KD[k] for k, o in enumerate(origin)])
-    assert isinstance(mean_D, torch.Tensor)
+    if spread is not None and spread.deviations_KD.shape[1] == len(center_D):
+        found = _followed(batch, z_MD, start_M, spread)
+    else:
+        found = _believed(batch, z_MD, start_M, generator, probes)
+    mean_D, particles_KD = found.mean_D, found.particles_KD
     if trunk:
         mean_D, particles_KD = (torch.nn.functional.pad(weights, (0, 1), value=1.0) for weights in (mean_D, particles_KD))
-    model = RewardModel(0, center_D, scale_D, mean_D.numpy(), particles_KD.numpy(), scale=_scale(temperature, share.tolist(), every))
+    scale = replace(found.scale, temperature=temperature)
+    model = RewardModel(0, center_D, scale_D, mean_D.numpy(), particles_KD.numpy(), scale=scale)
     model, looks = _debiased(model, typical, debias)
     newest = judged.features_MD[-NEWEST_JUDGED:], judged.texts[-NEWEST_JUDGED:]
     model = replace(model, anchors=_anchors(model, typical, pessimism, *newest))
-    report = {f"probe_{name}": round(float(s), 4) for name, s in zip(fits, share, strict=True)} | looks
+    report = {f"probe_{name}": round(share, 4) for name, share in found.share.items()} | looks
     return model, report | {"temperature": round(temperature, 3)} | {"signals": float(len(judged.signals)), "answers": float(len(z_MD))}
 
 
-def _scale(temperature: float, share: Sequence[float], fits: Sequence[_Fit]) -> Scale:
+def _believed(batch: Batch, z_MD: torch.Tensor, start_M: torch.Tensor, generator: torch.Generator, probes: Collection[str]) -> _Belief:
+    """Return what the probes together make of the votes, each as far as its evidence goes."""
+    fits = _fits(batch, z_MD, start_M, generator, probes)
+    share = torch.softmax(torch.tensor([f.log_evidence + FAVOUR_NATS.get(name, 0.0) for name, f in fits.items()]), 0)
+    origin = torch.multinomial(share, NUM_PARTICLES, replacement=True, generator=generator)
+    every = list(fits.values())
+    particles_KD = torch.stack([every[int(o)].samples_KD[k] for k, o in enumerate(origin)])
+    mean_D = _mixed(share.tolist(), [f.weights_D for f in every])
+    return _Belief(mean_D, particles_KD, dict(zip(fits, share.tolist(), strict=True)), _scale(share.tolist(), [f.scale for f in every]))
+
+
+def _followed(batch: Batch, z_MD: torch.Tensor, start_M: torch.Tensor, spread: Spread) -> _Belief:
+    """Return where the mean of an earlier fit goes with these votes, its particles about it as they were."""
+    grams, means, scales = _grams(z_MD), list[torch.Tensor](), list[Scale]()
+    for name in spread.share:
+        std_D = _prior_std(PROBES[name], z_MD.shape[1])
+        mode = _mode(batch, _space(z_MD, std_D, grams, PROBES[name]), std_D, start_M)
+        means.append(_mean_weights(mode) * std_D)
+        scales.append(_said(mode))
+    share = list(spread.share.values())
+    mean_D = _mixed(share, means)
+    deviations_KD = torch.from_numpy(spread.deviations_KD)[:, : len(mean_D)]
+    return _Belief(mean_D, mean_D + deviations_KD, spread.share, _scale(share, scales))
+
+
+def _mixed(share: Sequence[float], weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    mixed_D = torch.zeros_like(weights[0])
+    for part, weights_D in zip(share, weights, strict=True):
+        mixed_D += part * weights_D
+    return mixed_D
+
+
+def _scale(share: Sequence[float], scales: Sequence[Scale]) -> Scale:
     """Return what the fits say of thumbs and stars, each as far as it is believed."""
-    said = np.array([(f.scale.thumb_bias, *f.scale.stars) for f in fits])
-    bias, low, high = map(float, np.array(share) @ said)
-    return Scale(temperature, bias, (low, high))
+    bias, low, high = map(float, np.array(share) @ np.array([(scale.thumb_bias, *scale.stars) for scale in scales]))
+    return Scale(1.0, bias, (low, high))
 
 
 def to_try(before: Mapping[str, Any], votes: int, turn: int | None) -> Collection[str]:
@@ -158,6 +207,21 @@ def to_try(before: Mapping[str, Any], votes: int, turn: int | None) -> Collectio
     if not chosen or (turn is not None and votes <= FEW_VOTES):
         return PROBES
     return chosen if turn is None else {*chosen, list(PROBES)[turn % len(PROBES)]}
+
+
+def plan(before: Version | None, model: RewardModel, votes: int, position: int) -> tuple[Collection[str], Spread | None]:
+    """Return the probes to try at a store position, after the version `before` that is this model; and its spread, where that may stay.
+
+    With many votes in, one more moves the spread little: a vote is followed by the mean alone, until the next turn of other probes.
+    """
+    if before is None:
+        return PROBES, None
+    every = OTHER_PROBES_EVERY * (1 if votes <= FEW_VOTES else MANY)
+    turn = position // every if position // every > before.trained_through // every else None
+    known = {name: before.report[f"probe_{name}"] for name in mattered(before.report)}
+    follows = turn is None and votes > FEW_VOTES and known and model.version == before.number
+    share = {name: value / sum(known.values()) for name, value in known.items()}
+    return to_try(before.report, votes, turn), Spread(model.particles_KD - model.mean_D, share) if follows else None
 
 
 def mattered(report: Mapping[str, Any]) -> list[str]:
@@ -252,9 +316,16 @@ def _laplace(batch: Batch, mode: _Mode, start_M: torch.Tensor, generator: torch.
     prior_KD = torch.randn(NUM_PARTICLES, width, generator=generator)
     jitter_KM = torch.randn(NUM_PARTICLES, len(space.X_MR), generator=generator)
     samples_KD = _to_weights(space, mode.u_R + noise_KR, prior_KD, jitter_KM)
-    scale = Scale(1.0, thumb_bias(mode.nuisance), star_middle(mode.nuisance))
-    (mean_D,) = _to_weights(space, mode.u_R[None], torch.zeros(1, width), torch.zeros(1, len(space.X_MR)))
-    return _Fit(mean_D * mode.std_D, samples_KD * mode.std_D, -mode.loss - half_logdet, scale)
+    return _Fit(_mean_weights(mode) * mode.std_D, samples_KD * mode.std_D, -mode.loss - half_logdet, _said(mode))
+
+
+def _mean_weights(mode: _Mode) -> torch.Tensor:
+    space, width = mode.space, len(mode.std_D)
+    return _to_weights(space, mode.u_R[None], torch.zeros(1, width), torch.zeros(1, len(space.X_MR)))[0]
+
+
+def _said(mode: _Mode) -> Scale:
+    return Scale(1.0, thumb_bias(mode.nuisance), star_middle(mode.nuisance))
 
 
 def _posterior(rows_AR: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, float]:

@@ -6,15 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from attune import halt
 from attune.errors import RegistryError
 from attune.frozen import fastest_dtype
+from attune.reward import RewardModel
 from attune.types import Feedback, Interaction, Kind, Sampling, State, Withdrawal
 from learner import cycle as looping
-from learner import metrics, readiness, turn
+from learner import metrics, readiness, reward_trainer, turn
 from learner import policy as policies
 from learner.data import MAX_VOTES
 from learner.replay import Replay
@@ -240,6 +242,25 @@ def raising(error: Exception) -> Any:
         raise error
 
     return raises
+
+
+def test_with_many_votes_the_mean_follows_and_a_replay_too(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_trainer, "FEW_VOTES", 4)
+    world = World(tmp_path, tiny_model, dtype=fastest_dtype())
+    cycle = world.learner()
+    for votes in (5, 1, 1, 5):
+        world.votes(votes, version=cycle.at.policy)
+        cycle.once()
+        if votes == 1:
+            cycle = world.learner()  # after a restart, too
+    versions = [RewardModel.load(world.registry.folder("reward", number)) for number in world.registry.numbers("reward")]
+    spreads = [model.particles_KD - model.mean_D for model in versions]
+    assert np.allclose(spreads[1], spreads[0], atol=1e-6)
+    assert np.allclose(spreads[2], spreads[0], atol=1e-6)
+    assert not np.allclose(versions[1].mean_D, versions[0].mean_D, atol=1e-4)
+    made = world.registry.numbers("policy")[-1]
+    assert [f"{o.version.kind} {o.version.number}" for o in Replay(world.config, tmp_path / "again").until(made) if not o.same] == []
+    world.store.close()
 
 
 def test_what_was_foretold_is_known_after_a_restart(world: World) -> None:
