@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from attune.errors import ConfigError
+from attune.files import fingerprint
 
 DEMO_MODEL = "smollm2-135m-instruct"
 
@@ -207,6 +208,11 @@ class Config(_Section):
     def model_identity(self) -> str:
         """What versions name as their base: the demo model's name, a hub id, or a folder's own name."""
         return Path(self.model_folder).absolute().name if self.model_is_folder else self.model.path
+
+    @property
+    def model_revision(self) -> str:
+        """What versions name as their base's revision: that of a hub id where one is set, a digest of a folder's weights; else empty."""
+        return fingerprint(Path(self.model_folder)) if self.model_is_folder else self.model.revision or ""
 
     @property
     def base_url(self) -> str:

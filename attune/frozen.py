@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from attune.errors import ConfigError
 from attune.packing import MAX_ROW_TOKENS, Packed, pack, rows
 from attune.types import Candidate
 
@@ -59,11 +60,28 @@ def fastest_dtype(capabilities: Mapping[str, Any] | None = None) -> torch.dtype:
 
 
 def load_base(model: str, revision: str | None, dtype: torch.dtype | None = None) -> torch.nn.Module:
-    """Return the causal language model with all weights frozen, in evaluation mode; in the fastest dtype unless one is named."""
+    """Return the causal language model with all weights frozen, in evaluation mode; in the fastest dtype unless one is named.
+
+    Raises `ConfigError` for one whose head does more than multiply: log-probs are taken here without its own code.
+    """
     network: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
         model, revision=revision, dtype=dtype or fastest_dtype(), attn_implementation="sdpa", trust_remote_code=False
     )
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
+    if not _plain_head(network):
+        raise ConfigError(
+            f"model.path: the head of {model} ({type(network).__name__}) scales, caps or shifts its logits, which Attune does not follow: "
+            "choose a model whose logits are its last state times a matrix (Llama, Qwen, Mistral, SmolLM and most others)"
+        )
+    return network
+
+
+@torch.inference_mode()
+def _plain_head(network: Any) -> bool:
+    ids_1T, head = torch.arange(1, 5)[None], network.get_output_embeddings()
+    whole_TV = network(input_ids=ids_1T, use_cache=False).logits[0].float()
+    last_TH = network.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state[0]
+    return torch.allclose(whole_TV, (last_TH @ head.weight.t()).float(), rtol=0.02, atol=0.02)
 
 
 def twin(network: torch.nn.Module) -> torch.nn.Module:

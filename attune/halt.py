@@ -1,6 +1,7 @@
 """The learner's emergency stop: a file in the home folder that says why, written by a tripwire, taken away by an operator.
 
-And beside it, why the newest update was thrown away, if the policy that it began from is still live: else nobody would see a standstill.
+And beside it, why updates were thrown away: the newest is shown while the policy that it began from is still live, else nobody would see
+a standstill.
 """
 
 import contextlib
@@ -56,23 +57,39 @@ def resumed_at(home: Path) -> int:
         return 0
 
 
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """An update that no version came of."""
+
+    policy_version: int
+    """The policy that it began from."""
+    reason: str
+    at: float
+
+
 def discarded(home: Path, reason: str, *, policy_version: int) -> None:
-    """Keep why an update of a policy was thrown away, where `last_discarded` finds it; a disk that refuses loses that and no more."""
+    """Keep why an update of a policy was thrown away, where `all_discarded` finds it; a disk that refuses loses that and no more."""
     with contextlib.suppress(OSError):
-        file = _file(home).with_name("discarded.json")
+        file = _file(home).with_name("discarded.jsonl")
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".new")
-        aside.write_text(json.dumps({"policy_version": policy_version, "reason": reason, "at": time.time()}))
-        aside.replace(file)
+        with file.open("a") as lines:
+            lines.write(json.dumps(asdict(Discarded(policy_version, reason, time.time()))) + "\n")
+
+
+def all_discarded(home: Path) -> list[Discarded]:
+    """Return the updates that were thrown away, oldest first; a line that a full disk or a kill cut off is left out."""
+    found = list[Discarded]()
+    with contextlib.suppress(FileNotFoundError):
+        for line in _file(home).with_name("discarded.jsonl").read_text().splitlines():
+            with contextlib.suppress(ValueError, TypeError):
+                found.append(Discarded(**json.loads(line)))
+    return found
 
 
 def last_discarded(home: Path, policy_version: int) -> str | None:
-    """Return why the newest update that began from a policy was thrown away; None if none was."""
-    try:
-        said = json.loads(_file(home).with_name("discarded.json").read_text())
-    except FileNotFoundError:
-        return None
-    return str(said["reason"]) if said["policy_version"] == policy_version else None
+    """Return why the newest update was thrown away, if it began from this policy; else None."""
+    newest = all_discarded(home)[-1:]
+    return newest[0].reason if newest and newest[0].policy_version == policy_version else None
 
 
 def _file(home: Path) -> Path:

@@ -127,15 +127,23 @@ class Registry:
                     raise RegistryError(f"{name} of {kind} version {number} is not the file that was published (sha256 differs)")
         return version
 
-    def check_base(self, identity: str) -> None:
-        """Raise `ConfigError` if versions here were trained on another base model than the one that is configured."""
+    def check_base(self, identity: str, revision: str = "") -> None:
+        """Raise `ConfigError` if versions here were trained on another base model than the one that is configured.
+
+        Revisions are compared where both are known.
+        """
         kinds: tuple[ArtifactKind, ...] = ("policy", "reward")
         for kind in kinds:
             for number in self.numbers(kind)[-1:]:
-                trained_on = self.version(kind, number).base_model
-                if trained_on != identity:
+                known = self.version(kind, number)
+                another = revision and known.base_revision and revision != known.base_revision
+                if known.base_model != identity or another:
+                    trained_on, named = (
+                        f"{name} ({which})" if another else name
+                        for name, which in ((known.base_model, known.base_revision), (identity, revision))
+                    )
                     raise ConfigError(
-                        f"{self.root.parent} holds versions that were trained on {trained_on}, and the configuration names {identity}: "
+                        f"{self.root.parent} holds versions that were trained on {trained_on}, and the configuration names {named}: "
                         "go back to that model, or give this one a home folder of its own (--home or ATTUNE_HOME)"
                     )
 

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from attune import halt
+from attune.halt import Discarded
 from attune.registry import Registry
 from attune.style import STYLES
 from attune.types import QUALITY, ArtifactKind, State, Version
@@ -41,6 +43,7 @@ class Report:
 
     policies: Sequence[Entry]
     rewards: Sequence[Entry]
+    discarded: Sequence[Discarded] = ()
 
     @property
     def newest_reward(self) -> Mapping[str, Any]:
@@ -50,7 +53,7 @@ class Report:
 
 def collect(registry: Registry) -> Report:
     """Return the report; raises `RegistryError` where the registry is damaged."""
-    return Report(_entries(registry, "policy"), _entries(registry, "reward"))
+    return Report(_entries(registry, "policy"), _entries(registry, "reward"), halt.all_discarded(registry.root.parent))
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -58,6 +61,8 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_quality_table(report.newest_reward))
     console.print(styles(report.newest_reward))
     console.print(_policy_table(report.policies))
+    if report.discarded:
+        console.print(thrown_away(report.discarded), highlight=False, markup=False)
 
 
 def styles(figures: Mapping[str, Any]) -> str:
@@ -71,17 +76,41 @@ def styles(figures: Mapping[str, Any]) -> str:
     return f"Utility of typical answers goes with {', '.join(said)}." if said else ""
 
 
+def thrown_away(updates: Sequence[Discarded]) -> str:
+    """Return how many updates no version came of, and why the newest did not; empty for none.
+
+    >>> thrown_away([Discarded(7, "KL is 40 nats", 0.0)])
+    '1 update was thrown away; the newest, from policy 7: KL is 40 nats.'
+    """
+    if not updates:
+        return ""
+    newest, many = updates[-1], "1 update was" if len(updates) == 1 else f"{len(updates)} updates were"
+    return f"{many} thrown away; the newest, from policy {newest.policy_version}: {newest.reason}."
+
+
 def _entries(registry: Registry, kind: ArtifactKind) -> list[Entry]:
     entries = list[Entry]()
-    learned: dict[int, int] = {0: 0}
+    learned, holder = set[str](), 0
     for number in registry.numbers(kind):
         version, state = registry.version(kind, number), registry.state(kind, number)
-        learned[number] = learned.get(version.parent, 0) + len(version.events)
+        if version.parent != holder:  # a roll-back lies between them
+            learned = _learned_by(registry, kind, version.parent)
+        learned, holder = learned.union(version.events), number
         remark = registry.refusal(kind, number)
         if remark is None:
             remark = "passed" if state in (State.CHAMPION, State.RETIRED) else "not judged yet"
-        entries.append(Entry(version, state, learned[number], remark))
+        entries.append(Entry(version, state, len(learned), remark))
     return entries
+
+
+def _learned_by(registry: Registry, kind: ArtifactKind, number: int) -> set[str]:
+    """Return the votes that a version and its ancestors learned; one that was changed is one vote."""
+    learned = set[str]()
+    while number:
+        version = registry.version(kind, number)
+        learned.update(version.events)
+        number = version.parent
+    return learned
 
 
 def _quality_table(figures: Mapping[str, Any]) -> Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attune.errors import ConfigError
-from attune.report import KINDS, Entry, Report, styles
+from attune.report import KINDS, Entry, Report, styles, thrown_away
 from attune.types import QUALITY
 
 STYLE = """
@@ -37,7 +37,8 @@ def page(report: Report, simulations: Sequence[dict[str, Any]]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Attune: what was learned</title><style>{STYLE}</style>'
         f"<h1>What was learned</h1><p>{_summary(report)}</p><div class=plots>{pictures}</div>"
         f"<h2>Votes, predicted before they were learned</h2>{_quality(report)}<p>{html.escape(styles(report.newest_reward))}</p>"
-        f"<h2>Policies and their gates</h2><div class=scroll>{_policies(report.policies)}</div></html>\n"
+        f"<h2>Policies and their gates</h2><div class=scroll>{_policies(report.policies)}</div>"
+        f"<p>{html.escape(thrown_away(report.discarded))}</p></html>\n"
     )
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 
 from attune.errors import RegistryError
 from attune.frozen import PROJECTIONS, FrozenBase, twin
-from attune.packing import Packed
+from attune.packing import Packed, pack
 from attune.reward import CLIP, Array
 
 WEIGHTS = "trunk.safetensors"
@@ -40,10 +40,15 @@ class Trunk:
     """One number per answer, from the base's states where the trunk begins."""
 
     def __init__(self, base: FrozenBase, readout: Readout) -> None:
-        """Start as the readout alone: the adapter adds nothing yet. Raises `RegistryError` for an architecture that has no such layers."""
+        """Start as the readout alone: the adapter adds nothing yet. Raises `RegistryError` for an architecture that has no such layers.
+
+        Nor is one taken that changes what enters its first layer (Granite scales it): its middle layers could not be run by themselves.
+        """
         layers = getattr(base.network.base_model, "layers", None)
         if layers is None or not hasattr(base.network.base_model, "norm"):
             raise RegistryError("a trunk needs a base model whose layers lie in `layers` before a `norm`")
+        if not _passes_on(base):
+            raise RegistryError("a trunk needs a base model that takes embeddings as they are")
         self.last = base.mid_layer
         self.first = max(0, self.last - max(1, round(DEPTH * len(layers))))
         self.readout = readout
@@ -126,6 +131,13 @@ def part(network: Any, first: int, last: int) -> torch.nn.Module:
     body.norm = torch.nn.Identity()
     made: torch.nn.Module = body
     return made
+
+
+@torch.inference_mode()
+def _passes_on(base: FrozenBase) -> bool:
+    """Whether states come out of a part without layers as they went in."""
+    states_TH = torch.ones(2, base.width, dtype=next(base.network.parameters()).dtype)
+    return torch.equal(run(part(base.network, 0, 0), states_TH, pack([1], [[2]], states_TH.dtype)), states_TH)
 
 
 def run(body: Any, states_TH: torch.Tensor, packed: Packed) -> torch.Tensor:

@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
             progress.note(f"ended {len(left)} processes that an earlier run left behind")
         environment["ATTUNE_SERVE__PORT"] = str(_free_port(config))
         config = configuration.load(args.config, environment)
-        Registry(config.registry_folder).check_base(config.model_identity)
+        Registry(config.registry_folder).check_base(config.model_identity, config.model_revision)
         Terms.load(config.terms)
         demo_model.ensure(config, progress.doing)
         if config.bus.kind == "kafka" and (fault := _unreachable(config.bus.bootstrap)):

@@ -19,6 +19,7 @@ from attune import halt
 from attune.config import Config
 from attune.errors import Diverged
 from attune.frozen import FrozenBase
+from attune.packing import MAX_ROW_TOKENS
 from attune.registry import Registry
 from attune.reward import OWN
 from attune.terms import Terms
@@ -192,20 +193,21 @@ class Cycle:
         """Publish a reward version that knows every vote in force; return whether there were enough answers to do so."""
         started = time.perf_counter()
         if fitted := self.refit.take():
-            self.eye.take(fitted, OWN)
+            self.eye.follow(0) if fitted.dismisses else self.eye.take(fitted, OWN)
             self._see_again()
         settings, typical, judged = self.config.learner, self.journal.typical(), self._judged()
         if typical is None or (not judged.signals and not self.at.reward):
             return False
         before = self.registry.version("reward", self.at.reward) if self.at.reward else None
-        probes, spread = reward_trainer.plan(before, self.reward, len(self.journal.votes), self.journal.position)
+        probes, spread = reward_trainer.plan(before, self.reward, len(self.journal.votes), self.journal.taught_position)
         model, report = reward_trainer.fit(
-            judged, typical, settings.pessimism, settings.seed + self.journal.position, temperature=self.prequential.temperature(),
-            debias=settings.debias, trunk=self.eye.trunk is not None, probes=probes, spread=None if fitted else spread,
+            judged, typical, settings.pessimism, settings.seed + self.journal.taught_position,
+            temperature=self.prequential.temperature(), debias=settings.debias,
+            trunk=self.eye.trunk is not None, probes=probes, spread=None if fitted else spread,
         )  # fmt: skip
         files = replace(model, trunk=self.eye.trunk_version).to_files()
         if fitted:
-            files, report = files | fitted.files(), report | dict(fitted.report)
+            files, report = files | ({} if fitted.dismisses else fitted.files()), report | dict(fitted.report)
         foreseen = self.prequential.figures()
         figures = report | foreseen | {"reliability": self.prequential.reliability()} | self._read_through()
         metrics.REWARD_FIT_SECONDS.observe(time.perf_counter() - started)
@@ -214,7 +216,7 @@ class Cycle:
         version = self.registry.publish(
             "reward", files, parent=self.at.reward, **self._lineage(), report=figures, events=events
         )  # fmt: skip
-        if fitted:
+        if fitted and not fitted.dismisses:
             self.eye.take(fitted, version.number)
         self.registry.promote("reward", version.number, by="learner", reason="refitted on all votes in force")
         self.prequential.save()
@@ -243,7 +245,7 @@ class Cycle:
     def lesson(self) -> Lesson:
         """Return what a trunk could be made of now: the newest votes in force, and what is typical."""
         edited = {ident: (sft.answer_ids(self.tokenizer, self._edited[ident]), features) for ident, features in self.edits.items()}
-        return lesson(self._judged().signals, self.journal, edited, self.base.feature_width, self.reward.version)
+        return lesson(self._judged().signals, self.journal, edited, self.base, self.reward.version)
 
     def _learn_policy(self) -> bool:
         """Make and judge the next policy version; return whether there was any rollout to learn from."""
@@ -326,10 +328,11 @@ class Cycle:
         fresh = set(self.journal.votes_after(self.at.tried_through))
         edits = [s for s in self.journal.signals(fresh) if isinstance(s, Demonstration) and s.feedback_id in self.edits]
         few = Random(f"{self.config.learner.seed}/{self._live}").sample(self._taught, min(TAUGHT_PER_UPDATE, len(self._taught)))
-        return few + [
+        taught = few + [
             Example(self.journal.judged[s.interaction_id].prompt_token_ids, sft.answer_ids(self.tokenizer, s.text), s.weight)
             for s in edits[-MAX_EDITS:]
         ]
+        return [example for example in taught if len(example.prompt) + len(example.answer) <= MAX_ROW_TOKENS]
 
     def _look_at_edits(self) -> None:
         signals = [signal for signal in self.journal.signals() if isinstance(signal, Demonstration)]
@@ -369,13 +372,13 @@ class Cycle:
     def _lineage(self) -> dict[str, Any]:
         return {
             "base_model": self.config.model_identity,
-            "base_revision": self.config.model.revision or "",
+            "base_revision": self.config.model_revision,
             "trained_through": self.journal.position,
         }
 
     def _read_through(self) -> dict[str, int]:
         """Return what a replay has to know of the moment, beyond the votes."""
-        return {"traffic_through": self.journal.traffic_position}
+        return {"traffic_through": self.journal.traffic_position, "taught_through": self.journal.taught_position}
 
     def _forget_states(self, *, but: int) -> None:
         """Delete what the optimizer knew at other versions, and what a kill left half-written: nobody goes on from there."""

@@ -59,8 +59,8 @@ class Journal:
         """Votes in force by id, oldest change first, with their positions."""
         self._by_user: OrderedDict[str | None, OrderedDict[str, None]] = OrderedDict()
         """Their ids by user, who voted last at the end."""
-        self._news: list[tuple[int, str]] = []
-        """Votes that came or changed, with their positions, until what they judge has been fetched."""
+        self._news: list[tuple[int, str, bool]] = []
+        """Votes that came or changed, with their positions and whether they came, until what they judge has been fetched."""
         self.judged: dict[str, Interaction] = {}
         self._unreadable = set[str]()
         """Requests at which no look could be taken: their votes are not learned, until the learner starts again."""
@@ -73,20 +73,20 @@ class Journal:
         """The newest requests that a learned policy answered, with their positions."""
 
     def refresh(self, used_through: int) -> list[tuple[int, str]]:
-        """Read what is new in the store and return the votes in force that came or changed, with their positions.
+        """Read what is new in the store and return the votes in force that came, with their positions.
 
+        Those that only changed are read, too, but not returned: a prediction would be by a model that knew what they said before.
         Interactions up to position `used_through` are not offered for updates again.
         """
         self._read_traffic(used_through)
         while page := self.store.feedback_after(self.position, PAGE):
-            for row in page:
-                self._take(row.position, row.feedback, row.in_force)
+            came = [self._take(row.position, row.feedback, row.in_force) for row in page]
             self.position = page[-1].position
-            self._news += [(row.position, row.feedback.id) for row in page if row.feedback.id in self.votes]
+            self._news += [(r.position, r.feedback.id, new) for r, new in zip(page, came, strict=True) if r.feedback.id in self.votes]
         if self._news or not self.judged:
             self._fetch_judged()
         news, self._news = self._news, []
-        return [(position, ident) for position, ident in news if ident in self.votes]
+        return [(position, ident) for position, ident, came in news if came and ident in self.votes]
 
     def forget_waiting(self, through: int) -> None:
         """Offer interactions up to this position no more."""
@@ -173,18 +173,20 @@ class Journal:
         found = sorted((self.votes[ident] for ident in islice(chosen, MAX_VOTES)), key=itemgetter(0))
         return [feedback for _, feedback in found]
 
-    def _take(self, position: int, feedback: Feedback, in_force: bool) -> None:
-        """Remember a vote, unless it is of those that nothing learns from: they would crowd out the others."""
+    def _take(self, position: int, feedback: Feedback, in_force: bool) -> bool:
+        """Remember a vote and return whether it was unknown; not those that nothing learns from, which would crowd out the others."""
         if not teaches(feedback):
-            return
+            return False
         self.taught_position = position
-        if feedback.id in self.votes:
+        known = feedback.id in self.votes
+        if known:
             before = self.votes.pop(feedback.id)[1].user
             del self._by_user[before][feedback.id]
         if in_force:
             self.votes[feedback.id] = (position, feedback)
             self._by_user.setdefault(feedback.user, OrderedDict())[feedback.id] = None
             self._by_user.move_to_end(feedback.user)
+        return not known
 
     def _fetch_judged(self) -> None:
         """Have the interactions of the newest votes, and now and then forget the others."""

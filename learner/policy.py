@@ -67,6 +67,7 @@ class Policy:
         self.settings.base_model_name_or_path = base_name  # only now: PEFT would put the folder that it was loaded from in its place
         self.base = self.network.get_base_model()
         self.weights = [p for p in self.network.parameters() if p.requires_grad]
+        self._first = [p.detach().clone() for p in self.weights]
         self.masters = [p.detach().float().clone().requires_grad_(True) for p in self.weights]
         self.optimizer = torch.optim.AdamW(self.masters, lr=learning_rate, betas=BETAS, eps=EPS, weight_decay=0.0)
         self.critic = Critic(int(network.config.hidden_size))
@@ -149,23 +150,24 @@ class Policy:
     def load_adapter(self, folder: Path) -> None:
         """Take the weights of a published version; what the optimizer knew is forgotten.
 
-        Raises `ConfigError` where its layers or its rank are not ours: PEFT would take what fits and say nothing of the rest.
+        Raises `ConfigError` where its layers, its rank or its scale are not ours: PEFT would take what fits and say nothing of the rest.
         """
         found = load_file(folder / "adapter_model.safetensors")
-        if {name: tensor.shape for name, tensor in found.items()} != {name: tensor.shape for name, tensor in self._tensors().items()}:
+        alpha = json.loads((folder / "adapter_config.json").read_bytes())["lora_alpha"]
+        shapes, ours = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (found, self._tensors()))
+        if shapes != ours or alpha != self.settings.lora_alpha:
             raise ConfigError(
-                f"the adapter in {folder} lies on other layers or has another rank than the configuration says: "
-                "set model.lora_top_layers and model.lora_rank as they were when it was made, or start with a new home folder"
+                f"the adapter in {folder} lies on other layers, has another rank or another lora_alpha ({alpha}) than the configuration "
+                "says: set model.lora_top_layers, lora_rank and lora_alpha as they were when it was made, or start with a new home folder"
             )
         set_peft_model_state_dict(self.network, found)
         self._pull()
 
     def reset(self) -> None:
-        """Become version 0 again: B = 0."""
+        """Become version 0 again, as a learner that has just been started has it: B = 0, and A as the seed drew it."""
         with torch.no_grad():
-            for name, weight in self.network.named_parameters():
-                if "lora_B" in name:
-                    weight.zero_()
+            for weight, first in zip(self.weights, self._first, strict=True):
+                weight.copy_(first)
         self._pull()
 
     def save_state(self, file: Path) -> None:

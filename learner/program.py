@@ -65,7 +65,7 @@ def step_back(nice: int) -> None:
 def make_cycle(config: Config, stop: threading.Event) -> Cycle:
     """Return a cycle over the configured store and registry, resumed where the registry stands."""
     registry = Registry(config.registry_folder)
-    registry.check_base(config.model_identity)
+    registry.check_base(config.model_identity, config.model_revision)
     show = Board(config.home / "tensorboard").show
     return assemble(config, Store.open(config.store_url), registry, stop, TopUp(config).ask, show)
 

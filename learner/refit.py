@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import structlog
 import torch
 
@@ -25,6 +26,9 @@ log = structlog.get_logger()
 
 FEW, MOST_ROUNDS = 8, 4
 """Looks that may be left to the loop, and how often we look at what came meanwhile, however much that is."""
+
+MAX_STATES = 1 << 28
+"""Numbers that a lesson keeps of the base's states: a gigabyte in fp32."""
 
 Known = Sequence[tuple[Interaction, Sequence[tuple[int, ...]]]]
 """Requests whose answers a fit may name, each with the tokens of its edited texts."""
@@ -85,7 +89,7 @@ class Refit:
         return trunk_trainer.fit(self.base, lesson, self.settings.seed, self._stop.is_set)
 
     def take(self) -> Fitted | None:
-        """Return the trunk that was made since, if it is better, once."""
+        """Return the trunk that was made since, if it is better or the one in force is not, once."""
         fitted, self.ready = self.ready, None
         return fitted
 
@@ -114,6 +118,8 @@ class Refit:
         log.info("trunk_fitted", better=fitted.better, **fitted.report)
         if fitted.better:
             self._made, self._rounds = fitted, 0
+        elif fitted.dismisses:
+            self.ready = fitted
 
     def _look(self, fitted: Fitted, asked: Sequence[Interaction], edits: Sequence[tuple[Interaction, tuple[int, ...]]]) -> None:
         base = FrozenBase(twin(self.base.network))  # the loop looks at answers at the same time
@@ -134,27 +140,35 @@ Edited = Mapping[str, tuple[tuple[int, ...], bytes]]
 """Tokens and features of edited texts, by feedback id."""
 
 
-def lesson(signals: Sequence[Signal], journal: Journal, edited: Edited, width: int, after: int) -> Lesson:
-    """Return the lesson of some signals; `width` counts frozen features, `after` names the reward version that knew the same votes.
+def lesson(signals: Sequence[Signal], journal: Journal, edited: Edited, base: FrozenBase, after: int) -> Lesson:
+    """Return the lesson of some signals; `after` names the reward version that knew the same votes.
 
-    Requests that are too long for a row stay out of it.
+    Requests that are too long for a row stay out of it, and the oldest ones where their states would fill the memory.
     """
     edits: dict[str, list[str]] = {}
-    signals = [signal for signal in signals if journal.judged[signal.interaction_id].num_tokens <= MAX_ROW_TOKENS]
     for signal in signals:
         if signal.feedback_id in edited:
             edits.setdefault(signal.interaction_id, []).append(signal.feedback_id)
     names = dict.fromkeys(signal.interaction_id for signal in signals)
-    asked = {name: _asked(journal.judged[name], [(i, *edited[i]) for i in edits.get(name, ())], width) for name in names}
+    width = base.feature_width
+    every = {name: _asked(journal.judged[name], [(i, *edited[i]) for i in edits.get(name, ())], width) for name in names}
+    room, asked = MAX_STATES // base.width, dict[str, Asked]()
+    for name, one in reversed(every.items()):
+        room -= one.num_tokens
+        if one.num_tokens <= MAX_ROW_TOKENS and room >= 0:
+            asked[name] = one
     typical = [i for i in journal.anchors.values() if i.num_tokens <= MAX_ROW_TOKENS]
-    return Lesson(signals, asked, [_asked(i, [], width) for i in typical], after)
+    kept = [signal for signal in signals if signal.interaction_id in asked]
+    return Lesson(kept, dict(reversed(asked.items())), [_asked(i, [], width) for i in typical], after)
 
 
 def _asked(interaction: Interaction, edits: Sequence[tuple[str, tuple[int, ...], bytes]], width: int) -> Asked:
-    """Return a request with its answers and edits, and their frozen features alone (fp16)."""
+    """Return a request with its answers and edits, their frozen features (fp16), and what the trunk in force says, which stands behind."""
+    features = [*(c.features or b"" for c in interaction.candidates), *(f for _, _, f in edits)]
     return Asked(
         interaction,
         [*(c.token_ids for c in interaction.candidates), *(tokens for _, tokens, _ in edits)],
-        [f[: 2 * width] for f in (*(c.features or b"" for c in interaction.candidates), *(f for _, _, f in edits))],
+        [f[: 2 * width] for f in features],
         [ident for ident, _, _ in edits],
+        [float(x) for f in features for x in np.frombuffer(f[2 * width :], "<f2")],
     )

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,8 @@ class Outcome:
 
     version: Version
     same: bool
-    state: State
+    state: State | None
+    """What became of it; None where none was made this time."""
 
 
 class Past(Store):
@@ -75,7 +76,9 @@ class Replay:
         for record in self._in_order():
             if record.by == MADE_BY and not self._overtaken(record):
                 self._copy_unjudged(record)
-                yield self._again(record)
+                yield (outcome := self._again(record))
+                if outcome.state is not record.move:  # whatever came next stood on something else
+                    return
             else:
                 self._copy_unjudged(record, through=record.version)
                 self.scratch.move(record.kind, record.version, record.move, by=record.by, reason=record.reason)
@@ -91,13 +94,23 @@ class Replay:
         for record in self.source.log():
             if record.by == MADE_BY and record.move not in (State.CHAMPION, State.REJECTED):
                 continue
-            place = len(ordered)
-            if record.by == MADE_BY and record.kind == "policy":
-                judge = ("reward", self.source.version("policy", record.version).reward_version, State.CHAMPION)
-                while place and ordered[place - 1].kind == "reward" and _what(ordered[place - 1]) != judge:
-                    place -= 1
-            ordered.insert(place, record)
+            made = record.by == MADE_BY and record.kind == "policy"
+            ordered.insert(self._place_of(self.source.version("policy", record.version), ordered) if made else len(ordered), record)
         return ordered
+
+    def _place_of(self, policy: Version, ordered: Sequence[Promotion]) -> int:
+        """Return the last place in the log at which its reward model was champion and no vote was learned that it did not know of."""
+        first = place = len(ordered)
+        while first and ordered[first - 1].kind == "reward":
+            first -= 1
+        for k, record in enumerate(ordered[first:], start=first):
+            promoted = record.move is State.CHAMPION
+            if promoted and self.source.version("reward", record.version).trained_through > policy.trained_through:
+                place = k
+                break
+        while place > first and _judge(ordered[:place]) != policy.reward_version:
+            place -= 1
+        return place
 
     def _overtaken(self, record: Promotion) -> bool:
         """Whether a policy was refused only since somebody else moved the champion meanwhile: what it stood on is gone by now."""
@@ -115,11 +128,14 @@ class Replay:
         if begun := version.report.get("trunk_from"):
             self.cycle.refit.ready = self._trunks.pop(int(begun))
         self.cycle.make(record.kind)
+        if record.version not in self.scratch.numbers(record.kind):  # thrown away, this time
+            return Outcome(version, False, None)
         if (record.kind, record.version) in self._begun:
             self._trunks[record.version] = self.cycle.refit.make(self.cycle.lesson())
         made = self.scratch.version(record.kind, record.version)
         name = HASHED[record.kind]
-        return Outcome(version, made.files[name] == version.files[name], self.scratch.state(record.kind, record.version))
+        state = self.scratch.state(record.kind, record.version)
+        return Outcome(version, made.files[name] == version.files[name] and state is record.move, state)
 
     def _copy_unjudged(self, record: Promotion, through: int | None = None) -> None:
         """Take over versions that the loop did not make, or that nobody judged, so that numbers stay what they were."""
@@ -128,8 +144,15 @@ class Replay:
                 shutil.copytree(self.source.folder(record.kind, number), self.scratch.folder(record.kind, number))
 
 
-def _what(record: Promotion) -> tuple[str, int, State]:
-    return record.kind, record.version, record.move
+def _judge(log: Sequence[Promotion]) -> int:
+    """Return the reward version that was champion at the end of a log."""
+    line = [0]
+    for record in log:
+        if record.kind == "reward" and record.move is State.CHAMPION:
+            line.append(record.version)
+        elif record.kind == "reward" and record.move is State.ROLLED_BACK:
+            line.remove(record.version)
+    return line[-1]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -141,8 +164,11 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging("learner")
     try:
         config = configuration.load(args.config)
-        if args.until not in Registry(config.registry_folder).numbers("policy"):
+        registry = Registry(config.registry_folder)
+        if args.until not in registry.numbers("policy"):
             raise ConfigError(f"there is no policy version {args.until}; `attune versions` lists them")
+        if registry.state("policy", args.until) is State.PUBLISHED:
+            raise ConfigError(f"policy version {args.until} was never judged, so nothing says what it was made of: name another")
         torch.set_num_threads(config.learner.threads)
         with tempfile.TemporaryDirectory(prefix="attune-replay-", dir=os.environ.get("TMPDIR")) as work:
             outcomes = [_said(outcome) for outcome in Replay(config, Path(work)).until(args.until)]
@@ -156,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _said(outcome: Outcome) -> Outcome:
     verdict = "the same" if outcome.same else "differs"
-    print(f"{outcome.version.kind} {outcome.version.number}: {verdict} ({outcome.state})", flush=True)
+    print(f"{outcome.version.kind} {outcome.version.number}: {verdict} ({outcome.state or 'thrown away'})", flush=True)
     return outcome
 
 

@@ -210,14 +210,15 @@ def to_try(before: Mapping[str, Any], votes: int, turn: int | None) -> Collectio
 
 
 def plan(before: Version | None, model: RewardModel, votes: int, position: int) -> tuple[Collection[str], Spread | None]:
-    """Return the probes to try at a store position, after the version `before` that is this model; and its spread, where that may stay.
+    """Return the probes to try after the version `before` that is this model; and its spread, where that may stay.
 
+    `position`: where the store holds the newest vote that teaches; what teaches nothing and moves about does not decide.
     With many votes in, one more moves the spread little: a vote is followed by the mean alone, until the next turn of other probes.
     """
     if before is None:
         return PROBES, None
     every = OTHER_PROBES_EVERY * (1 if votes <= FEW_VOTES else MANY)
-    turn = position // every if position // every > before.trained_through // every else None
+    turn = position // every if position // every > int(before.report.get("taught_through", before.trained_through)) // every else None
     known = {name: before.report[f"probe_{name}"] for name in mattered(before.report)}
     follows = turn is None and votes > FEW_VOTES and known and model.version == before.number
     share = {name: value / sum(known.values()) for name, value in known.items()}

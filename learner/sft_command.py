@@ -20,6 +20,7 @@ from attune.arguments import count, share
 from attune.config import Config
 from attune.errors import AttuneError, ConfigError
 from attune.frozen import load_base
+from attune.packing import MAX_ROW_TOKENS
 from attune.progress import Progress
 from attune.prompt import render
 from attune.registry import Registry
@@ -56,9 +57,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: Config, data: Path, *, epochs: int, batch: int, learning_rate: float) -> int:
     """Publish a version taught from the file, and make it champion if it passes; return the exit status."""
     registry = Registry(config.registry_folder)
-    registry.check_base(config.model_identity)
+    registry.check_base(config.model_identity, config.model_revision)
     tokenizer = AutoTokenizer.from_pretrained(config.model_folder, revision=config.model.revision)
-    examples = read(data, tokenizer, config.model.max_context_tokens)
+    examples = read(data, tokenizer, min(config.model.max_context_tokens, MAX_ROW_TOKENS))
     held = examples[::HOLD_OUT_ONE_IN] if len(examples) > 1 else examples
     taught = [example for i, example in enumerate(examples) if i % HOLD_OUT_ONE_IN or len(examples) == 1]
     progress, started = Progress(sys.stderr), time.monotonic()
@@ -79,7 +80,7 @@ def run(config: Config, data: Path, *, epochs: int, batch: int, learning_rate: f
     files = publish.files(policy, probes, parent, report) | {TAUGHT: sft.to_file(taught)}
     version = registry.publish(
         "policy", files, parent=live, base_model=config.model_identity,
-        base_revision=config.model.revision or "", trained_through=known.trained_through if known else 0, report=report,
+        base_revision=config.model_revision, trained_through=known.trained_through if known else 0, report=report,
         reward_version=known.reward_version if known else 0,
     )  # fmt: skip
     reason = ""
@@ -108,7 +109,8 @@ def read(data: Path, tokenizer: Any, max_tokens: int) -> list[Example]:
     fitting = [example for example in examples if len(example.prompt) + len(example.answer) <= max_tokens]
     if len(fitting) < len(examples):
         raise ConfigError(
-            f"{data}: {len(examples) - len(fitting)} demonstrations exceed model.max_context_tokens ({max_tokens}); shorten them"
+            f"{data}: {len(examples) - len(fitting)} demonstrations exceed model.max_context_tokens ({max_tokens}, and never more than "
+            f"{MAX_ROW_TOKENS}, the longest row that is trained on); shorten them"
         )
     return fitting
 

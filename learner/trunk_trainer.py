@@ -45,6 +45,13 @@ class Asked:
     tokens: Sequence[tuple[int, ...]]
     features: Sequence[bytes]
     edits: Sequence[str] = ()
+    present: Sequence[float] = ()
+    """What the trunk in force says of the answers, if there is one."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the length of the row that they make."""
+        return len(self.interaction.prompt_token_ids) + sum(map(len, self.tokens))
 
     def place_of(self, signal: Signal) -> int | None:
         """Return where the edited text of a signal stands among the answers; None where it has none."""
@@ -85,6 +92,11 @@ class Fitted:
     def better(self) -> bool:
         """Whether it predicted the newest votes better than the frozen features did."""
         return self.report["trunk_log_loss"] < self.report["probe_log_loss"]
+
+    @property
+    def dismisses(self) -> bool:
+        """Whether neither this trunk nor the one in force, which has not seen the newest votes either, predicted them better."""
+        return not self.better and self.report.get("present_log_loss", 0.0) >= self.report["probe_log_loss"]
 
     def files(self) -> dict[str, bytes]:
         """Return what the version that brings this trunk holds besides."""
@@ -131,6 +143,9 @@ def fit(base: FrozenBase, lesson: Lesson, seed: int, stopping: Callable[[], bool
         "trunk_held_back": held,
         "trunk_from": lesson.after,
     }
+    present = {name: asked.present for name, asked in lesson.asked.items()}
+    if all(present.values()):
+        report["present_log_loss"], _ = _predicted(lesson, lesson.signals[-held:], present, probe.scale)
     return Fitted(trunk, _by_name(lesson, said), {name: round(value, 4) for name, value in report.items()})
 
 

@@ -37,7 +37,7 @@ def weigh(casts: Sequence[Cast], *, half_life_s: float, max_importance: float) -
         total[cast.user] += weight
     whole = {user: min(weight, (FULL_VOTES * weight) ** 0.5) for user, weight in total.items()}
     limit = _limit(sorted(whole.values(), reverse=True), max(MIN_SHARE, SHARE_PER_USER / len(whole)))
-    return [weight * min(whole[cast.user], limit) / total[cast.user] for cast, weight in zip(casts, plain, strict=True)]
+    return [weight * min(whole[cast.user], limit) / (total[cast.user] or 1.0) for cast, weight in zip(casts, plain, strict=True)]
 
 
 def _limit(falling: Sequence[float], share: float) -> float:

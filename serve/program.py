@@ -59,7 +59,7 @@ def _registry(config: Config) -> Registry:
     registry = Registry(config.registry_folder)
     try:
         registry.log()
-        registry.check_base(config.model_identity)
+        registry.check_base(config.model_identity, config.model_revision)
     except RegistryError as error:
         raise ConfigError(f"{config.registry_folder}: {error}") from error
     return registry

@@ -203,6 +203,17 @@ def test_a_vote_is_predicted_before_it_is_learned(world: World) -> None:
     assert cycle.prequential.figures()["overall_accuracy"] >= 0.5
 
 
+def test_a_vote_that_is_sent_again_or_changed_is_no_prediction(world: World) -> None:
+    cycle, asked = world.learner(), world.interaction()
+    world.votes(3)
+    world.store.write([asked, world.vote(asked)])
+    cycle.once()
+    for value in ((3, 2, 1, 0), (0, 1, 2, 3)):  # the model knows what this person said of these answers
+        world.store.write([world.vote(asked, value=value)])
+        assert cycle.once()
+    assert cycle.prequential.figures() == {}
+
+
 def test_answers_that_measure_teach_nothing_unless_they_are_voted_on(world: World) -> None:
     cycle = world.learner()
     measured = [world.interaction(conversation_id=EVALUATION) for _ in range(3)]

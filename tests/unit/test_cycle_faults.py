@@ -190,7 +190,7 @@ def test_prompts_are_drawn_anew_whatever_clients_sampled_with(world: World) -> N
     assert [i.id for i in cycle.journal.newest_prompts(4)] == [i.id for i in made][::-1]
 
 
-def test_edits_that_piled_up_come_a_few_at_a_time_and_are_forgotten_with_their_votes(world: World) -> None:
+def test_edits_that_piled_up_come_a_few_at_a_time_and_are_forgotten_with_their_votes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     cycle = world.learner()
     made = [world.interaction() for _ in range(looping.MAX_EDITS + 8)]
     edits = [world.vote(i, f"Paris, of course, say the {n}.", Kind.EDIT) for n, i in enumerate(made)]
@@ -200,6 +200,9 @@ def test_edits_that_piled_up_come_a_few_at_a_time_and_are_forgotten_with_their_v
     assert len(cycle.edits) == len(made)
     newest = [i.prompt_token_ids for i in made[-looping.MAX_EDITS :]]
     assert [example.prompt for example in cycle._demonstrations()] == newest
+    with monkeypatch.context() as small:
+        small.setattr(looping, "MAX_ROW_TOKENS", len(newest[0]))  # the gradient of a longer row would take too much memory
+        assert cycle._demonstrations() == []
     world.store.write([Withdrawal(f"w-{e.id}", e.id, e.interaction_id, 1e6) for e in edits[1:]])
     cycle._read()
     cycle._judged()

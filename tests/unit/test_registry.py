@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from attune.config import Config, ModelSection
 from attune.errors import ConfigError, Conflict, IllegalMove, RegistryError
 from attune.registry import MOVES, Registry
 from attune.types import State, Version
@@ -164,3 +165,22 @@ def test_versions_of_another_base_model_are_not_taken_over(tmp_path: Path) -> No
     registry.check_base("one")
     with pytest.raises(ConfigError, match="trained on one, and the configuration names other"):
         registry.check_base("other")
+    registry.check_base("one", "b")  # which it was trained on is not known
+    registry.publish("policy", {"x": b""}, parent=0, base_model="one", base_revision="a", trained_through=0, report={})
+    registry.check_base("one", "a")
+    registry.check_base("one")
+    with pytest.raises(ConfigError, match=r"trained on one \(a\), and the configuration names one \(b\)"):
+        registry.check_base("one", "b")
+
+
+def test_a_folder_of_the_same_name_with_other_weights_is_another_model(tmp_path: Path) -> None:
+    revisions = list[str]()
+    for part in ("here", "there", "nowhere"):
+        model = tmp_path / part / "model"
+        model.mkdir(parents=True)
+        if part != "nowhere":
+            (model / "model.safetensors").write_bytes(f"weights {part}".encode())
+        revisions.append(Config(model=ModelSection(path=str(model))).model_revision)
+    assert len(set(revisions)) == 3
+    assert revisions[2] == ""
+    assert [Config(model=ModelSection(path="owner/name", revision=r)).model_revision for r in (None, "v1")] == ["", "v1"]

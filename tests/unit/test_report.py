@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from attune import cli, report, report_page
+from attune import cli, halt, report, report_page
 from attune.registry import Registry
 from attune.types import State
 
@@ -49,6 +49,26 @@ def test_votes_add_up_along_the_lineage_and_a_refusal_gives_its_reason(home: Pat
     assert re.search(r"overall\W+0\.75", out.getvalue())
     assert "entropy fell" in out.getvalue()
     assert "goes with length (r = -0.42)." in out.getvalue()
+
+
+def test_a_vote_that_was_changed_is_one_vote(home: Path) -> None:
+    registry = Registry(home / "registry")
+    for number, (parent, votes) in enumerate(((2, ("a", "d")), (1, ("a", "c", "d"))), start=3):
+        registry.publish("reward", {"x": b"x"}, parent=parent, **LINEAGE, report={}, events=votes)
+        assert report.collect(registry).rewards[number - 1].votes == 4
+
+
+def test_updates_that_were_thrown_away_are_told(home: Path) -> None:
+    halt.discarded(home, "too old", policy_version=0)
+    halt.discarded(home, "KL is <40> nats", policy_version=1)
+    with (home / "learner" / "discarded.jsonl").open("a") as file:
+        file.write('{"policy_ver')  # a full disk
+    found = report.collect(Registry(home / "registry"))
+    out = io.StringIO()
+    report.print_report(found, Console(file=out, width=160))
+    assert "2 updates were thrown away; the newest, from policy 1: KL is <40> nats." in out.getvalue()
+    assert "KL is &lt;40&gt; nats." in report_page.page(found, [])
+    assert (halt.last_discarded(home, 1), halt.last_discarded(home, 0)) == ("KL is <40> nats", None)
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_it_shows(home: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import GraniteConfig, GraniteForCausalLM
 
-from attune.errors import RegistryError
+from attune.errors import ConfigError, RegistryError
 from attune.frozen import Answer, FrozenBase, fastest_dtype, load_base
 from attune.packing import pack
 from attune.reward import RewardModel, unpack
@@ -221,6 +222,71 @@ def test_a_past_with_a_trunk_can_be_made_again(tmp_path: Path, tiny_model: Path)
     outcomes = list(Replay(world.config, tmp_path / "again").until(made[-1]))
     assert [f"{o.version.kind} {o.version.number}" for o in outcomes if not o.same] == []
     world.store.close()
+
+
+def test_a_trunk_that_votes_no_longer_bear_out_goes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.config = world.config.model_copy(update={"learner": QUICK.model_copy(update={"trunk_votes": 20})})
+    cycle = world.learner()
+    monkeypatch.setattr(Fitted, "better", True)
+    world.votes(20)
+    for _ in range(3):
+        cycle.once()
+        cycle.refit.wait()
+    assert cycle.reward.trunk
+    monkeypatch.setattr(Fitted, "better", False)
+    for votes, dismisses in ((20, False), (40, True)):
+        monkeypatch.setattr(Fitted, "dismisses", dismisses)
+        world.votes(votes)
+        for _ in range(3):
+            cycle.once()
+            cycle.refit.wait()
+        assert bool(cycle.reward.trunk) is not dismisses
+    assert "present_log_loss" in world.registry.version("reward", cycle.reward.version).report
+    assert world.learner().reward.trunk == 0
+
+
+def test_the_trunk_in_force_is_held_against_the_frozen_features(world: World) -> None:
+    cycle, fitted = taught(world, 24)
+    assert "present_log_loss" not in fitted.report
+    cycle.refit.ready = fitted
+    cycle.once()
+    world.votes(24)
+    cycle.once()
+    lesson = cycle.lesson()
+    loss = cycle.refit.make(lesson).report["present_log_loss"]
+    assert loss < 0.6  # it knows what people like
+    wrong = {name: replace(asked, present=[-x for x in asked.present]) for name, asked in lesson.asked.items()}
+    assert cycle.refit.make(replace(lesson, asked=wrong)).report["present_log_loss"] > loss + 0.05
+    report = {"trunk_log_loss": 0.5, "probe_log_loss": 0.4}
+    verdicts = [replace(fitted, report=report | more).dismisses for more in ({}, {"present_log_loss": 0.3}, {"present_log_loss": 0.5})]
+    assert verdicts == [False, False, True]
+
+
+def test_a_lesson_holds_what_fits_into_rows_and_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cycle, _ = taught(world, 24)
+    world.store.write([world.vote(next(iter(cycle.journal.judged.values())), "a longer and better answer", Kind.EDIT)])
+    cycle.once()
+    every = cycle.lesson()
+    edited = next(asked for asked in every.asked.values() if asked.edits)
+    assert edited.num_tokens > edited.interaction.num_tokens
+    with monkeypatch.context() as short:
+        short.setattr(refit, "MAX_ROW_TOKENS", edited.num_tokens - 1)
+        assert edited.interaction.id not in cycle.lesson().asked
+    monkeypatch.setattr(refit, "MAX_STATES", world.base.width * sum(asked.num_tokens for asked in list(every.asked.values())[-10:]))
+    few = cycle.lesson()
+    assert list(few.asked) == list(every.asked)[-10:]
+    assert {signal.interaction_id for signal in few.signals} == few.asked.keys()
+
+
+def test_models_that_scale_what_we_do_not_see_are_named(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    GraniteForCausalLM(GraniteConfig(vocab_size=64, embedding_multiplier=12.0, **sizes)).save_pretrained(tmp_path / "scaled")
+    scaling = FrozenBase(load_base(str(tmp_path / "scaled"), None, torch.float32))
+    with pytest.raises(RegistryError, match="takes embeddings as they are"):
+        a_trunk(scaling)
+    GraniteForCausalLM(GraniteConfig(vocab_size=64, logits_scaling=8.0, **sizes)).save_pretrained(tmp_path / "granite")
+    with pytest.raises(ConfigError, match="scales, caps or shifts its logits"):
+        load_base(str(tmp_path / "granite"), None, torch.float32)
 
 
 def test_a_lesson_needs_a_place_for_the_trunk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,11 @@ def test_many_votes_of_one_person_weigh_as_their_square_root() -> None:
     assert weights[200:] == pytest.approx([1.0] * 10)
 
 
+def test_votes_so_old_that_nothing_is_left_of_them_weigh_nothing() -> None:
+    casts = [Cast("gone", 0.0, 1.0), Cast("here", 45 * DAY, 1.0)]
+    assert weigh(casts, half_life_s=3600.0, max_importance=1.0) == pytest.approx([0.0, 1.0])
+
+
 def test_nobody_drowns_a_crowd() -> None:
     casts = [Cast("loud", 0.0, 1.0)] * 2000 + [Cast(f"user-{n}", 0.0, 1.0) for n in range(300)]
     weights = weigh(casts, **PLAIN)
