@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from attune.errors import ConfigError
 from attune.files import fingerprint
+from attune.types import OVERALL
 
 DEMO_MODEL = "smollm2-135m-instruct"
 
@@ -147,7 +148,8 @@ class TermSection(_Section):
     """One named wish beside what votes teach (`[[terms]]`); what its kind needs must be given (see `attune.terms`)."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
-    kind: Literal["brevity", "clarity", "regex", "mention", "avoid", "python"]
+    kind: Literal["votes", "brevity", "clarity", "regex", "mention", "avoid", "python"]
+    """votes: what people say of the aspect of this name; the others are worked out from the text."""
     weight: Annotated[float, Field(allow_inf_nan=False, ge=-10, le=10)] = 1.0
     """In standard deviations of the learned utility of typical answers."""
     words: Count = 30
@@ -190,7 +192,14 @@ class Config(_Section):
         names = [term.name for term in self.terms]
         if len(set(names)) < len(names):
             raise ValueError("two terms have the same name")
+        if OVERALL in self.objectives:
+            raise ValueError(f"a term of kind votes cannot be named {OVERALL}: that is the answer as a whole, which is learned anyway")
         return self
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Aspects of an answer that people's votes teach a utility of its own."""
+        return tuple(term.name for term in self.terms if term.kind == "votes")
 
     @property
     def model_folder(self) -> str:

@@ -7,9 +7,10 @@ K particles.
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from attune.errors import RegistryError
 from attune.style import NUM_LOOKS, STYLES, looks, style
 
 WEIGHTS, SETTINGS = "reward.safetensors", "reward.json"
+TENSORS = ("center_D", "scale_D", "mean_D", "particles_KD")
+MAX_WISHED = 3.0
+"""Deviations from typical answers beyond which what was learned of an objective pays no more."""
 FORMAT, BEFORE_LOOKS = 2, 1
 CLIP = 10.0
 """Standard deviations beyond which no feature says more."""
@@ -86,6 +90,8 @@ class RewardModel:
     debias: Debias = Debias()
     trunk: int = 0
     """The version whose folder holds the trunk (`attune.trunk`) that this one stands on; 0: none."""
+    objectives: Mapping[str, "RewardModel"] = field(default_factory=dict)
+    """A utility of its own per aspect that people vote on, over the frozen features alone."""
 
     @classmethod
     def prior(cls, feature_width: int) -> "RewardModel":
@@ -102,8 +108,7 @@ class RewardModel:
             tensors = load_file(folder / WEIGHTS)
             if settings["format"] not in (FORMAT, BEFORE_LOOKS):
                 raise ValueError(f"format {settings['format']} is not known")
-            names = ("center_D", "scale_D", "mean_D", "particles_KD")
-            arrays = {name: tensors[name].astype(np.float32) for name in names}
+            arrays = {name: tensors[name].astype(np.float32) for name in TENSORS}
             if settings["format"] == BEFORE_LOOKS:
                 arrays = {name: _blind_to_looks(name, array) for name, array in arrays.items()}
             width = arrays["mean_D"].shape[0]
@@ -113,16 +118,26 @@ class RewardModel:
             scale = Scale(**settings.get("scale", {}))
             low, high = scale.stars
             scale = replace(scale, stars=(low, high))  # JSON knows no tuples
-            anchors = Anchors(**settings["anchors"])
-            return cls(int(folder.name), **arrays, anchors=anchors, scale=scale, debias=debias, trunk=trunk_of(folder))
+            anchors, number = Anchors(**settings["anchors"]), int(folder.name)
+            objectives = {name: cls._objective(number, tensors, name, said) for name, said in settings.get("objectives", {}).items()}
+            return cls(number, **arrays, anchors=anchors, scale=scale, debias=debias, trunk=trunk_of(folder), objectives=objectives)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise RegistryError(f"{folder.name} holds no reward model: {error}") from error
 
+    @classmethod
+    def _objective(cls, number: int, tensors: Mapping[str, Any], name: str, anchors: Mapping[str, float]) -> "RewardModel":
+        arrays = {tensor: tensors[f"{name}.{tensor}"].astype(np.float32) for tensor in TENSORS}
+        if not all(np.isfinite(a).all() for a in arrays.values()):
+            raise ValueError(f"the objective {name} has values that are not finite")
+        return cls(number, **arrays, anchors=Anchors(**anchors))
+
     def to_files(self) -> dict[str, bytes]:
         """Return the files to publish."""
-        tensors = {name: getattr(self, name) for name in ("center_D", "scale_D", "mean_D", "particles_KD")}
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        for objective, model in self.objectives.items():
+            tensors |= {f"{objective}.{name}": getattr(model, name) for name in TENSORS}
         settings = {"format": FORMAT} | {name: asdict(getattr(self, name)) for name in ("anchors", "scale", "debias")}
-        settings["trunk"] = self.trunk
+        settings |= {"trunk": self.trunk, "objectives": {name: asdict(model.anchors) for name, model in self.objectives.items()}}
         return {WEIGHTS: save(tensors), SETTINGS: json.dumps(settings, indent=1).encode()}
 
     def utility(self, features: Sequence[bytes], texts: Sequence[str]) -> tuple[Array, Array]:
@@ -130,6 +145,18 @@ class RewardModel:
         if not features:
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
         return self.judge(matrix(features, texts))
+
+    def wished(self, features: Sequence[bytes], texts: Sequence[str], pessimism: float) -> dict[str, Array]:
+        """Return how far every answer's pessimistic utility by each objective lies from the typical, in deviations; 0 for no answer."""
+        if not self.objectives or not features:
+            return {}
+        raw_ND, says = matrix(features, texts), np.array([bool(text.strip()) for text in texts])
+        found = {}
+        for name, model in self.objectives.items():
+            mean, spread = model.judge(raw_ND[:, : len(model.mean_D)])
+            deviations = (mean - np.float32(pessimism) * spread - np.float32(model.anchors.mean)) / np.float32(model.anchors.std)
+            found[name] = np.where(says, np.clip(deviations, -MAX_WISHED, MAX_WISHED), np.float32(0.0))
+        return found
 
     def judge(self, raw_ND: Array) -> tuple[Array, Array]:
         """Return mean and spread of the utility of every row of `matrix`."""

@@ -1,6 +1,7 @@
 """Reward terms: named, weighted wishes of the operator beside the learned utility. Pure but for loading an entry point.
 
-A term gives every answer a value between 0 and 1; its weight is in anchor standard deviations of the learned utility. An answer that
+A term gives every answer a value between 0 and 1, or, where it is learned from votes on an aspect, its utility's distance from the typical
+one, in deviations; its weight is in anchor standard deviations of the learned utility. An answer that
 says nothing has no value to any of them, so none can be pleased by silence. Serve ranks by them and PPO trains on them.
 """
 
@@ -35,7 +36,8 @@ class Term:
 
     name: str
     weight: float
-    value: Value
+    value: Value | None
+    """None: it is learned from votes on this aspect (`RewardModel.objectives`)."""
 
 
 class Terms:
@@ -49,10 +51,16 @@ class Terms:
         """Return the configured terms; raises `ConfigError` for an entry point that cannot be used."""
         return cls([Term(section.name, section.weight, _value(section)) for section in sections])
 
-    def values(self, question: str, texts: Sequence[str]) -> dict[str, Values]:
-        """Return every term's value of every answer, held within 0 and 1; one without a word, or that a term cannot read, has 0."""
+    def values(self, question: str, texts: Sequence[str], learned: Mapping[str, Values] | None = None) -> dict[str, Values]:
+        """Return every term's value of every answer, held within 0 and 1; one without a word, or that a term cannot read, has 0.
+
+        Those that votes teach have the value that was `learned`, in deviations of their own, and 0 before the first vote.
+        """
+        known = learned or {}
         return {
             term.name: np.array([_valued(term, question, text) if text.strip() else 0.0 for text in texts], np.float32)
+            if term.value is not None
+            else known.get(term.name, np.zeros(len(texts), np.float32))
             for term in self.terms
         }
 
@@ -102,8 +110,10 @@ def matches(pattern: str) -> Value:
     return lambda _, answer: float(bool(compiled.search(answer)))
 
 
-def _value(section: TermSection) -> Value:
+def _value(section: TermSection) -> Value | None:
     match section.kind:
+        case "votes":
+            return None
         case "brevity":
             return brevity(section.words)
         case "clarity":
@@ -134,6 +144,7 @@ def _entry_point(section: TermSection) -> Value:
 
 
 def _valued(term: Term, question: str, answer: str) -> float:
+    assert term.value is not None
     try:
         return _held(term.value(question, answer))
     except Exception as error:  # noqa: BLE001 (a stranger's code; one answer that it cannot read must not keep the others unjudged)

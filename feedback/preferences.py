@@ -3,6 +3,7 @@
 How much a signal moves the model beyond its own `weight` (trust, shares per user) is the learner's business.
 """
 
+from collections.abc import Collection
 from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import assert_never
@@ -16,12 +17,13 @@ MAX_WORDS_MATCHED = 1000
 """Beyond this many words the similarity of two texts is bounded from above instead of worked out (which is quadratic)."""
 
 
-def derive(interaction: Interaction, feedback: Feedback) -> tuple[Signal, ...]:
+def derive(interaction: Interaction, feedback: Feedback, objectives: Collection[str] = ()) -> tuple[Signal, ...]:
     """Return what the vote teaches: one signal, or none if it is unusable or of a kind that nothing learns from yet.
 
+    `objectives` are the aspects that something learns from beside the answer as a whole.
     Thumbs, ratings and edits speak of the candidate shown as `choice`; comparisons and rankings name candidates themselves.
     """
-    if why_unusable(interaction, feedback) is not None:
+    if why_unusable(interaction, feedback, objectives) is not None:
         return ()
     kind, value = feedback.kind, feedback.value
     match kind:
@@ -45,20 +47,20 @@ def derive(interaction: Interaction, feedback: Feedback) -> tuple[Signal, ...]:
             assert_never(kind)
 
 
-def teaches(feedback: Feedback) -> bool:
+def teaches(feedback: Feedback, objectives: Collection[str] = ()) -> bool:
     """Return whether anything is learned from votes of this kind and aspect."""
-    return feedback.kind not in NOT_LEARNED and _is_overall(feedback)
+    return feedback.kind not in NOT_LEARNED and _why_not_aspect(feedback, objectives) is None
 
 
-def why_unusable(interaction: Interaction, feedback: Feedback) -> str | None:
+def why_unusable(interaction: Interaction, feedback: Feedback, objectives: Collection[str] = ()) -> str | None:
     """Return why nothing is learned from a vote that is well-formed in itself; None if something is."""
-    reason = misfit(interaction.shown, len(interaction.candidates), feedback)
+    reason = misfit(interaction.shown, len(interaction.candidates), feedback, objectives)
     if reason is None and feedback.kind is Kind.EDIT:
         return unchanged(interaction.candidates[interaction.shown[feedback.choice]].text, feedback)
     return reason
 
 
-def misfit(shown: tuple[int, ...], num_candidates: int, feedback: Feedback) -> str | None:
+def misfit(shown: tuple[int, ...], num_candidates: int, feedback: Feedback, objectives: Collection[str] = ()) -> str | None:
     """Return what keeps a vote on an interaction with these choices from being learned, whatever its answers say; None if nothing does."""
     named = candidates_named(feedback.kind, feedback.value)
     if not named and feedback.choice >= len(shown):
@@ -66,8 +68,8 @@ def misfit(shown: tuple[int, ...], num_candidates: int, feedback: Feedback) -> s
     missing = [index for index in named if index >= num_candidates]
     if missing:
         return f"candidate {missing[0]} does not exist: there were {num_candidates}"
-    if not _is_overall(feedback):
-        return f"the aspect {feedback.aspect!r} is stored, but only overall votes are learned"
+    if reason := _why_not_aspect(feedback, objectives):
+        return reason
     if feedback.kind in NOT_LEARNED:
         return f"votes of the kind {feedback.kind.value!r} are stored, but nothing is learned from them yet"
     return None
@@ -78,8 +80,18 @@ def unchanged(original: str, feedback: Feedback) -> str | None:
     return "the edited text is the answer itself" if original.strip() == str(feedback.value).strip() else None
 
 
-def _is_overall(feedback: Feedback) -> bool:
-    return feedback.aspect in (None, OVERALL)
+def objective(feedback: Feedback) -> str | None:
+    """Return the aspect that a vote speaks of; None for the answer as a whole."""
+    return None if feedback.aspect == OVERALL else feedback.aspect
+
+
+def _why_not_aspect(feedback: Feedback, objectives: Collection[str]) -> str | None:
+    aspect = objective(feedback)
+    if aspect is not None and aspect not in objectives:
+        return f"the aspect {aspect!r} is stored, but only overall votes are learned"
+    if aspect is not None and feedback.kind is Kind.EDIT:
+        return "an edit is the whole answer as it should have been: send it without an aspect"
+    return None
 
 
 @lru_cache(maxsize=4096)

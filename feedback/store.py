@@ -6,7 +6,7 @@ whenever it was changed or withdrawn. The rules of the join are `feedback.join`;
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +31,10 @@ from feedback.models import (
     OffsetRow,
     WithdrawalRow,
 )
-from feedback.preferences import derive, misfit, teaches, why_unusable
+from feedback.preferences import derive, misfit, objective, teaches, why_unusable
 from feedback.rows import Row, check_storable, interaction_from, interaction_rows, vote_from, vote_row
 
-__all__ = ["Fenced", "Store", "StoreCounts", "StoredFeedback", "derive", "teaches", "why_unusable"]
+__all__ = ["Fenced", "Store", "StoreCounts", "StoredFeedback", "derive", "objective", "teaches", "why_unusable"]
 
 CHUNK = 500
 ORPHANS = Partition("orphans", 0)
@@ -198,11 +198,11 @@ def select_stored() -> Any:
     return select(*columns).join(InteractionRow, joined).where(FeedbackRow.position.is_not(None))
 
 
-def stored_from(row: Mapping[str, Any]) -> StoredFeedback:
-    """Return the vote of a row of `select_stored`."""
+def stored_from(row: Mapping[str, Any], objectives: Collection[str] = ()) -> StoredFeedback:
+    """Return the vote of a row of `select_stored`; `objectives` are the aspects that something learns from."""
     vote = vote_from(row)
     assert vote.position is not None
-    unusable = misfit(tuple(json.loads(row["shown"])), row["num_candidates"], vote.feedback)
+    unusable = misfit(tuple(json.loads(row["shown"])), row["num_candidates"], vote.feedback, objectives)
     return StoredFeedback(vote.position, vote.feedback, vote.in_force, vote.stored_at, unusable)
 
 

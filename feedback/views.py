@@ -1,7 +1,7 @@
 """What serve may ask the store: read-only, small, never the candidates. Call it off the event loop: it blocks."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import func, select
@@ -30,8 +30,9 @@ class InteractionSummary:
 class Views:
     """Questions to the store; each raises `Unavailable` while it is away or the consumer has not made it yet."""
 
-    def __init__(self, url: str) -> None:
-        """Connects only when asked something; raises `ConfigError` if the URL is none."""
+    def __init__(self, url: str, objectives: Collection[str] = ()) -> None:
+        """Connects only when asked something; raises `ConfigError` if the URL is none. `objectives`: aspects that something learns from."""
+        self._objectives = sorted(objectives)
         self._engine = open_engine(url, read_only=True)
 
     def interaction(self, interaction_id: str) -> InteractionSummary | None:
@@ -45,7 +46,7 @@ class Views:
         """Return a vote in its latest state; None while the store does not hold it together with its interaction."""
         with reading(self._engine) as db:
             rows = fetch(db, select_stored().where(FeedbackRow.id == feedback_id))
-            found = stored_from(rows[0]) if rows else None
+            found = stored_from(rows[0], self._objectives) if rows else None
             if found is None or found.unusable is not None or found.feedback.kind is not Kind.EDIT:
                 return found
             index = json.loads(rows[0]["shown"])[found.feedback.choice]
@@ -82,7 +83,8 @@ class Views:
         """Return how many votes in force that teach something were stored up to a position."""
         kinds = FeedbackRow.kind.not_in([kind.value for kind in NOT_LEARNED])
         overall = FeedbackRow.aspect.is_(None) | (FeedbackRow.aspect == OVERALL)
-        taught = (FeedbackRow.in_force, FeedbackRow.position <= through, kinds, overall)
+        objective = FeedbackRow.aspect.in_(self._objectives) & (FeedbackRow.kind != Kind.EDIT.value)
+        taught = (FeedbackRow.in_force, FeedbackRow.position <= through, kinds, overall | objective)
         with reading(self._engine) as db:
             return int(db.execute(select(func.count()).select_from(FeedbackRow).where(*taught)).scalar_one())
 

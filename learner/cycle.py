@@ -25,7 +25,7 @@ from attune.reward import OWN
 from attune.terms import Terms
 from attune.types import ArtifactKind, Demonstration, Interaction, State, Version
 from feedback.store import Store
-from learner import challenger, gate, metrics, reward_trainer, sft, standing, turn
+from learner import challenger, gate, metrics, objectives, reward_trainer, sft, standing, turn
 from learner.challenger import Challenger
 from learner.data import Journal
 from learner.evaluate import Looks
@@ -34,7 +34,6 @@ from learner.policy import Policy
 from learner.prequential import Prequential
 from learner.readiness import Readiness
 from learner.refit import Known, Refit, lesson
-from learner.reward_trainer import Judged
 from learner.rollout import Rollout, make_rollout, tied, unusable
 from learner.sft import Example
 from learner.trunk_trainer import Lesson, Stopped
@@ -65,7 +64,7 @@ class Cycle:
         """`top_up` has the prompts of interactions answered anew (see `Readiness`); `show` is told of what was published."""
         self.config, self.registry, self.base, self.policy, self.tokenizer = config, registry, base, policy, tokenizer
         self.eye = Eye(base, registry)
-        self.journal = Journal(store, self.eye.seen)
+        self.journal = Journal(store, self.eye.seen, config.objectives)
         self.refit = Refit(base, config.learner, stop, config.home / "learner" / "trunk-due")
         self.readiness = Readiness(config, self.journal, top_up)
         self.prequential = Prequential.load(config.home / "learner" / "foretold.json")
@@ -195,17 +194,19 @@ class Cycle:
         if fitted := self.refit.take():
             self.eye.follow(0) if fitted.dismisses else self.eye.take(fitted, OWN)
             self._see_again()
-        settings, typical, judged = self.config.learner, self.journal.typical(), self._judged()
-        if typical is None or (not judged.signals and not self.at.reward):
+        settings, typical, weights = self.config.learner, self.journal.typical(), self._weights()
+        judged = self.journal.judged_answers(self.edits, weights)
+        if typical is None or not (judged.signals or self.at.reward or any(self.journal.objective_taught.values())):
             return False
         before = self.registry.version("reward", self.at.reward) if self.at.reward else None
+        wished, counts = objectives.learned(self.journal, weights, typical, self.reward, before, settings, self.base.feature_width)
         probes, spread = reward_trainer.plan(before, self.reward, len(self.journal.votes), self.journal.taught_position)
         model, report = reward_trainer.fit(
             judged, typical, settings.pessimism, settings.seed + self.journal.taught_position,
             temperature=self.prequential.temperature(), debias=settings.debias,
             trunk=self.eye.trunk is not None, probes=probes, spread=None if fitted else spread,
         )  # fmt: skip
-        files = replace(model, trunk=self.eye.trunk_version).to_files()
+        files, report = replace(model, trunk=self.eye.trunk_version, objectives=wished).to_files(), report | counts
         if fitted:
             files, report = files | ({} if fitted.dismisses else fitted.files()), report | dict(fitted.report)
         foreseen = self.prequential.figures()
@@ -226,12 +227,11 @@ class Cycle:
         log.info("reward_published", version=version.number, votes=len(judged.signals), seconds=round(time.perf_counter() - started, 3))
         return True
 
-    def _judged(self) -> Judged:
-        """Return the newest votes in force and what they judge, weighted."""
+    def _weights(self) -> dict[str, float]:
+        """Return how much each of the newest votes in force counts, by id; all edits among them have been looked at."""
         self._look_at_edits()
         settings = self.config.learner
-        weights = self.journal.weights(half_life_s=settings.vote_half_life_s, max_importance=settings.max_importance)
-        return self.journal.judged_answers(self.edits, weights)
+        return self.journal.weights(half_life_s=settings.vote_half_life_s, max_importance=settings.max_importance)
 
     def _named_in_fits(self) -> Known:
         """Return the requests whose answers a fit may name, each with the tokens of its edited texts."""
@@ -245,7 +245,9 @@ class Cycle:
     def lesson(self) -> Lesson:
         """Return what a trunk could be made of now: the newest votes in force, and what is typical."""
         edited = {ident: (sft.answer_ids(self.tokenizer, self._edited[ident]), features) for ident, features in self.edits.items()}
-        return lesson(self._judged().signals, self.journal, edited, self.base, self.reward.version)
+        return lesson(
+            self.journal.judged_answers(self.edits, self._weights()).signals, self.journal, edited, self.base, self.reward.version
+        )
 
     def _learn_policy(self) -> bool:
         """Make and judge the next policy version; return whether there was any rollout to learn from."""

@@ -6,7 +6,7 @@ store after a restart. Decides nothing.
 
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, takewhile
 from operator import itemgetter
@@ -16,7 +16,7 @@ import structlog
 
 from attune.reward import Array, matrix
 from attune.types import EVALUATION, Candidate, Demonstration, Feedback, Interaction, Preference, Signal
-from feedback.store import Store, derive, teaches
+from feedback.store import Store, derive, objective, teaches
 from learner import metrics
 from learner.likelihoods import Index
 from learner.reward_trainer import Judged, Typical
@@ -46,9 +46,14 @@ NOTHING: Array = np.zeros((0, 0), np.float32)
 class Journal:
     """The learner's memory of store and traffic."""
 
-    def __init__(self, store: Store, seen: Callable[..., Interaction]) -> None:
-        """`seen` gives an interaction the features that today's reward model reads (see `learner.eye`)."""
-        self.store, self.seen = store, seen
+    def __init__(self, store: Store, seen: Callable[..., Interaction], objectives: Sequence[str] = ()) -> None:
+        """`seen` gives an interaction the features that today's reward model reads (see `learner.eye`).
+
+        `objectives` are the aspects of which votes are learned, too, each by itself.
+        """
+        self.store, self.seen, self.objectives = store, seen, objectives
+        self.objective_taught = dict.fromkeys(objectives, 0)
+        """Store position of the newest change of a vote on each of them."""
         self.position = 0
         """Store position up to which votes were read."""
         self.traffic_position = 0
@@ -99,17 +104,20 @@ class Journal:
             for ident, interaction in known.items():
                 known[ident] = self.seen(interaction, served=False)
 
-    def signals(self, only: Collection[str] | None = None) -> list[Signal]:
-        """Return the training signals of the newest votes in force, or only those of the feedback ids named."""
-        newest = [f for f in self._newest() if only is None or f.id in only]
-        return [s for f in newest if (i := self.judged.get(f.interaction_id)) for s in derive(i, f)]
+    def signals(self, only: Collection[str] | None = None, about: str | None = None) -> list[Signal]:
+        """Return the training signals of the newest votes in force, or only those of the feedback ids named.
 
-    def judged_answers(self, edits: Mapping[str, bytes], weights: Mapping[str, float]) -> Judged:
+        They are those `about` an objective, or by default the answer as a whole.
+        """
+        newest = [f for f in self._newest() if objective(f) == about and (only is None or f.id in only)]
+        return [s for f in newest if (i := self.judged.get(f.interaction_id)) for s in derive(i, f, self.objectives)]
+
+    def judged_answers(self, edits: Mapping[str, bytes], weights: Mapping[str, float], about: str | None = None) -> Judged:
         """Return what a fit needs: the signals, and the features of every answer that they name.
 
-        `edits` are features by feedback id, `weights` what `weights` returned.
+        `edits` are features by feedback id, `weights` what `weights` returned; `about` names an objective.
         """
-        signals = [replace(s, weight=s.weight * weights[s.feedback_id]) for s in self.signals()]
+        signals = [replace(s, weight=s.weight * weights[s.feedback_id]) for s in self.signals(about=about)]
         features, texts = list[bytes](), list[str]()
         rows: Index = {}
         edit_rows: dict[str, int] = {}
@@ -175,9 +183,11 @@ class Journal:
 
     def _take(self, position: int, feedback: Feedback, in_force: bool) -> bool:
         """Remember a vote and return whether it was unknown; not those that nothing learns from, which would crowd out the others."""
-        if not teaches(feedback):
+        if not teaches(feedback, self.objectives):
             return False
         self.taught_position = position
+        if (about := objective(feedback)) is not None:
+            self.objective_taught[about] = position
         known = feedback.id in self.votes
         if known:
             before = self.votes.pop(feedback.id)[1].user

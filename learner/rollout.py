@@ -54,9 +54,10 @@ def make_rollout(interaction: Interaction, reward: RewardModel, pessimism: float
     """Return the rollout of a usable interaction, its candidates judged by this reward version and the operator's terms."""
     candidates = [c for c in interaction.candidates if c.token_ids]
     texts = [c.text for c in candidates]
-    values = terms.values(question(interaction.messages), texts)
+    features = [c.features or b"" for c in candidates]
+    values = terms.values(question(interaction.messages), texts, reward.wished(features, texts, pessimism))
     bonus = terms.bonus(values, {}, len(texts)) if terms.terms else None
-    rewards = reward.reward([c.features or b"" for c in candidates], texts, pessimism, bonus)
+    rewards = reward.reward(features, texts, pessimism, bonus)
     return Rollout(
         interaction_id=interaction.id,
         prompt=interaction.prompt_token_ids,

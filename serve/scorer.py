@@ -78,6 +78,8 @@ class Scorer:
             mean, spread = model.judge(np.stack([np.zeros(width, np.float32), np.ones(width, np.float32)]))
         if not (np.isfinite(mean).all() and np.isfinite(spread).all()):
             raise AdapterError("its judgements are not finite")
+        if any(objective.mean_D.shape != (NUM_LOOKS + self.base.feature_width,) for objective in model.objectives.values()):
+            raise AdapterError("an objective of it judges another number of features than this base model gives")
         self._live = model, trunk
 
     async def score(self, prompt: Sequence[int], candidates: tuple[Candidate, ...], temperature: float, wish: Wish) -> Scored:
@@ -103,7 +105,7 @@ class Scorer:
         features = [look.features for look in looks]
         texts = [c.text for c in candidates]
         mean, spread = reward.utility(features, texts)
-        values = self.terms.values(wish.question, texts)
+        values = self.terms.values(wish.question, texts, reward.wished(features, texts, self.pessimism))
         total = reward.total(features, texts, self.pessimism, self.terms.bonus(values, wish.weights, len(texts)))
         weights = {f"weight.{t.name}": float(wish.weights.get(t.name, t.weight)) for t in self.terms.terms}
         return Scored(

@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 async def run(config: Config, secrets: Secrets, registry: Registry, listener: socket.socket) -> int:
     """Serve until told to stop; return the exit status (1: the engine died and could not be replaced)."""
-    views = await asyncio.to_thread(Views, config.store_url)
+    views = await asyncio.to_thread(Views, config.store_url, config.objectives)
     outbox = Outbox(config)
     seed = config.serve.seed if config.serve.seed is not None else random.SystemRandom().getrandbits(31)
     log.info("starting_engine", model=config.model_identity, seed=seed)

@@ -248,6 +248,14 @@ def test_views_tell_what_teaches_from_what_is_only_kept(store_url: str, store: S
         "fb-4": "votes of the kind 'comment' are stored, but nothing is learned from them yet",
     }
     assert views.learned(store.position()) == 3
+    aspects = [replace(vote("e5", name="fb-5"), aspect="tone"), replace(edits[1], id="fb-6", event_id="e6", aspect="tone")]
+    store.write(aspects)
+    wishing = Views(store_url, ("tone",))
+    found = [wishing.receipt(name) for name in ("fb-5", "fb-6")]
+    reasons = [None, "an edit is the whole answer as it should have been: send it without an aspect"]
+    assert [receipt and receipt.unusable for receipt in found] == reasons
+    assert (views.learned(store.position()), wishing.learned(store.position())) == (3, 4)
+    wishing.close()
     views.close()
 
 

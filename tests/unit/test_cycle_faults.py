@@ -196,7 +196,7 @@ def test_edits_that_piled_up_come_a_few_at_a_time_and_are_forgotten_with_their_v
     edits = [world.vote(i, f"Paris, of course, say the {n}.", Kind.EDIT) for n, i in enumerate(made)]
     world.store.write([*made, *edits])
     cycle._read()
-    cycle._judged()
+    cycle._look_at_edits()
     assert len(cycle.edits) == len(made)
     newest = [i.prompt_token_ids for i in made[-looping.MAX_EDITS :]]
     assert [example.prompt for example in cycle._demonstrations()] == newest
@@ -205,7 +205,7 @@ def test_edits_that_piled_up_come_a_few_at_a_time_and_are_forgotten_with_their_v
         assert cycle._demonstrations() == []
     world.store.write([Withdrawal(f"w-{e.id}", e.id, e.interaction_id, 1e6) for e in edits[1:]])
     cycle._read()
-    cycle._judged()
+    cycle._look_at_edits()
     assert list(cycle.edits) == [edits[0].id]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from attune.types import Demonstration, Feedback, Interaction, Kind, Preference, Rating, Signal
-from feedback.preferences import MIN_EDIT_WEIGHT, derive, distance, why_unusable
+from feedback.preferences import MIN_EDIT_WEIGHT, derive, distance, objective, teaches, why_unusable
 from tests.suites.events import interaction
 
 ASKED = interaction("i1", candidates=4, shown=(2, 0))
@@ -59,6 +59,14 @@ def test_a_vote_teaches_one_thing(feedback: Feedback, signal: Signal) -> None:
 def test_a_vote_that_does_not_fit_teaches_nothing_and_says_why(feedback: Feedback, reason: str) -> None:
     assert why_unusable(ASKED, feedback) == reason
     assert derive(ASKED, feedback) == ()
+
+
+def test_votes_on_an_aspect_teach_where_something_learns_from_it() -> None:
+    tone = said(Kind.THUMB, 1, aspect="tone")
+    assert derive(ASKED, tone, ("tone",)) == (rating(2, 1, 2, Kind.THUMB),)
+    assert (teaches(tone, ("tone",)), teaches(tone, ("other",)), teaches(tone)) == (True, False, False)
+    assert derive(ASKED, said(Kind.EDIT, "wholly other words", aspect="tone"), ("tone",)) == ()
+    assert (objective(tone), objective(said(Kind.THUMB, 1, aspect="overall"))) == ("tone", None)
 
 
 @pytest.mark.parametrize(("kind", "value"), [(Kind.COMMENT, "hm"), (Kind.IMPLICIT, "copied"), (Kind.OUTCOME, 0.5)])
