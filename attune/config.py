@@ -36,7 +36,7 @@ class ModelSection(_Section):
     """`smollm2-135m-instruct` (prepared from an installed package), a folder, or a hub id."""
     revision: str | None = None
     max_context_tokens: Count = 2048
-    lora_rank: Count = 16
+    lora_rank: Annotated[int, Field(ge=1, le=512)] = 16
     lora_alpha: Count = 32
     lora_top_layers: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Share of the layers, from the top, that carry an adapter."""

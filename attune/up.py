@@ -81,9 +81,16 @@ class Supervisor:
         self.memory.unlink(missing_ok=True)
 
     def _start(self, child: _Child) -> None:
-        child.process = processes.start(child.argv, self.logs / f"{child.name}.log", self.environment)
+        """Start a program; where the disk is full or memory short, the others go on, and this one is tried again."""
         child.started = time.monotonic()
-        processes.remember(self.memory, [c.process.pid for c in self._children if c.process])
+        try:
+            child.process = processes.start(child.argv, self.logs / f"{child.name}.log", self.environment)
+            processes.remember(self.memory, [c.process.pid for c in self._children if c.process])
+        except OSError as error:
+            if child.process is None:
+                child.crashes += 1
+                child.restart_at = child.started + pause_s(child.crashes)
+            self.say(f"{child.name}: {error.strerror or error}")
 
     def _died(self, child: _Child, status: int, now: float) -> None:
         if status == CONFIG_EXIT:

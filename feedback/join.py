@@ -85,6 +85,10 @@ class _Join:
             return
         withdrawal = self.known.withdrawals.get(event.id)
         in_force = withdrawal is None or _moment(withdrawal) < _moment(event)
+        if old is not None and old.in_force and in_force and _says(old.feedback) == _says(event):
+            self.changes.ignored["unchanged"] += 1  # news to nobody: it keeps its place, or it would be learned again
+            self.known.votes[event.id] = self.changes.votes[event.id] = replace(old, feedback=event)
+            return
         self._set(Vote(event, in_force, None, self.now))
 
     def withdrawal(self, event: Withdrawal) -> None:
@@ -105,6 +109,10 @@ class _Join:
     def _next(self) -> int:
         self.changes.position += 1
         return self.changes.position
+
+
+def _says(event: Feedback) -> tuple[object, ...]:
+    return event.kind, event.value, event.choice, event.aspect, event.user, event.interaction_id
 
 
 def _moment(event: Feedback | Withdrawal) -> tuple[float, str]:

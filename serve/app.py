@@ -22,6 +22,8 @@ from serve.routes import chat, feedback, models, page, status, versions
 log = structlog.get_logger()
 
 ODD = re.compile(r"[^\w]")
+RETRY_AFTER_S, BUSY_S = "5", "2"
+"""A dead engine is back after four or five seconds, and clients that obey give up after two tries."""
 """What pydantic's own names of a value's readings have, and no field of ours."""
 
 
@@ -100,13 +102,13 @@ def _answer(error: RequestError, headers: Mapping[str, str] | None = None) -> JS
 
 async def _request_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestError)
-    return _answer(error)
+    return _answer(error, {"retry-after": BUSY_S} if error.status == 503 else None)
 
 
 async def _unavailable(request: Request, error: Exception) -> JSONResponse:
     text = f"{str(error).rstrip('.')}. This request was not carried out; what was acknowledged before is safe. Try again."
     response = _answer(RequestError(text, status=503, code="unavailable"))
-    response.headers["retry-after"] = "1"
+    response.headers["retry-after"] = RETRY_AFTER_S
     return response
 
 

@@ -20,7 +20,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from attune.config import Config
-from attune.errors import AdapterError, Unavailable
+from attune.errors import AdapterError, ConfigError, Unavailable
 from attune.processes import follow_parent
 from serve import engine_lora_cpu
 
@@ -28,6 +28,8 @@ log = structlog.get_logger()
 
 SERVED_NAME = "attune"
 MAX_LOADED = 8
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM keeps room for: an adapter of another rank takes the next."""
 PLAIN_SAMPLING = {
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0
 }  # fmt: skip
@@ -113,7 +115,7 @@ async def start(config: Config, seed: int) -> Engine:
         served_model_name=[SERVED_NAME],
         max_model_len=config.model.max_context_tokens,
         enable_lora=True,
-        max_lora_rank=config.model.lora_rank,
+        max_lora_rank=next(rank for rank in LORA_RANKS if rank >= config.model.lora_rank),
         max_loras=2,
         max_cpu_loras=MAX_LOADED + 4,
         enforce_eager=True,
@@ -133,7 +135,11 @@ async def start(config: Config, seed: int) -> Engine:
 
 
 def _launch(args: AsyncEngineArgs) -> AsyncLLM:
-    vllm_config = args.create_engine_config()
+    try:
+        vllm_config = args.create_engine_config()
+    except (ValueError, NotImplementedError) as error:  # pydantic's are ValueErrors, too
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(f"model: vLLM cannot run this model with these settings: {said}") from error
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # only now: the CPU platform overwrites it in create_engine_config
     return AsyncLLM.from_vllm_config(vllm_config)
 

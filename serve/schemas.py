@@ -69,6 +69,7 @@ class ChatRequest(_Open):
     response_format: dict[str, Any] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     user: Label | None = None
     # Attune's own
     candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] | None = None

@@ -45,7 +45,7 @@ async def run(config: Config, secrets: Secrets, registry: Registry, listener: so
     folder = await asyncio.to_thread(vllm_engine.weights_folder, config)
     shapes = await asyncio.to_thread(adapter.base_shapes, folder)
     swapper = Swapper(config, registry, engine, slots, scorer, shapes, Announcer(registry, views))
-    await swapper.once()
+    await swapper.begin()
     proxy = EngineProxy(engine, Answerer(slots, scorer, outbox, recent, prompt_version(folder), seed))
     state = {
         "config": config, "secrets": secrets, "views": views, "outbox": outbox, "engine": engine, "scorer": scorer,

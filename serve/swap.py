@@ -53,6 +53,15 @@ class Swapper:
         """Whether the engine died and could not be replaced: only a new process can help."""
         return self._failed_rebuilds >= MAX_FAILED_REBUILDS
 
+    async def begin(self) -> None:
+        """Bring the champions into service before anybody is answered; one that kills the engine is refused, as it would be later."""
+        while not self.hopeless:
+            try:
+                return await self.once()
+            except Unavailable as error:
+                metrics.LOOP_FAILURES.labels("swap").inc()
+                log.warning("engine_died_at_start", error=str(error))
+
     async def follow(self) -> None:
         """Follow the registry until cancelled."""
         pause_s = POLL_S

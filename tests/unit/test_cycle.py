@@ -208,9 +208,9 @@ def test_a_vote_that_is_sent_again_or_changed_is_no_prediction(world: World) -> 
     world.votes(3)
     world.store.write([asked, world.vote(asked)])
     cycle.once()
-    for value in ((3, 2, 1, 0), (0, 1, 2, 3)):  # the model knows what this person said of these answers
+    for value, news in (((3, 2, 1, 0), False), ((0, 1, 2, 3), True)):  # the model knows what this person said of these answers
         world.store.write([world.vote(asked, value=value)])
-        assert cycle.once()
+        assert cycle.once() is news
     assert cycle.prequential.figures() == {}
 
 

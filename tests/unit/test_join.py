@@ -6,13 +6,15 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attune.types import Feedback
+from attune.types import Feedback, Kind
 from feedback.join import Changes, Event, Known, join
 from tests.suites.events import interaction, vote, withdrawal
 
 INTERACTIONS = [interaction(f"i{n}", candidates=1, shown=[0]) for n in range(2)]
 SAID = [
-    (vote if moment % 3 else withdrawal)(f"e{n}-{moment}", of=f"i{n % 3}", name=f"fb-{n}", at=float(moment))
+    vote(f"e{n}-{moment}", of=f"i{n % 3}", name=f"fb-{n}", at=float(moment), value=moment, kind=Kind.RATING)
+    if moment % 3
+    else withdrawal(f"e{n}-{moment}", of=f"i{n % 3}", name=f"fb-{n}", at=float(moment))
     for n in range(4)
     for moment in range(1, 6)
 ]
@@ -71,3 +73,18 @@ def test_what_was_seen_changes_nothing() -> None:
     again = kept.take(batch)
     assert (again.interactions, again.votes, again.withdrawals, again.events) == ([], {}, {}, {})
     assert again.ignored == {"duplicate": len(batch)}
+
+
+def test_a_vote_that_is_sent_again_as_it_was_is_news_to_nobody() -> None:
+    kept = Kept()
+    kept.take([INTERACTIONS[0], vote("e1", of="i0", at=1.0)])
+    before = kept.known.votes["fb-i0"]
+    changes = join([vote("e2", of="i0", at=2.0)], replace(kept.known), now=9.0)
+    assert changes.ignored == {"unchanged": 1}
+    assert changes.position == kept.known.position  # so that it is not learned again
+    again = kept.known.votes["fb-i0"]
+    assert (again.position, again.stored_at, again.in_force) == (before.position, before.stored_at, True)
+    assert again.feedback.event_id == "e2"  # and its receipt knows the new event
+    for event in (withdrawal("e3", of="i0", at=3.0), vote("e4", of="i0", at=4.0), vote("e5", of="i0", at=5.0, value=-1)):
+        position = kept.known.position
+        assert kept.take([event]).position == position + 1

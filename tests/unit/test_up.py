@@ -1,6 +1,7 @@
 """`attune up`'s pieces on real processes: restart with back-off, a wrong configuration ends all, nothing is left running."""
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -51,6 +52,32 @@ def test_what_dies_is_started_again(tmp_path: Path) -> None:
         assert len(notes) == 1
         until(lambda: watcher.check(now + 1.5) or len(notes) == 2)
         assert "in 2 s" in notes[1]
+    finally:
+        watcher.stop()
+
+
+def test_a_full_disk_ends_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    watcher = supervisor(tmp_path, notes, steady=FOREVER, other=FOREVER)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(processes, "remember", full)
+        watcher.start()
+    try:
+        assert notes == ["steady: No space left on device", "other: No space left on device"]
+        watcher._children[1].process.kill()  # type: ignore[union-attr]
+        now = time.monotonic()
+        until(lambda: watcher.check(now) or len(notes) == 3)
+        with monkeypatch.context() as memory:
+            memory.setattr(processes, "start", full)
+            watcher.check(now + 1.5)
+        assert notes[3:] == ["other: No space left on device"]
+        later = time.monotonic() + 5
+        watcher.check(later)
+        assert [child.process is not None for child in watcher._children] == [True, True]
     finally:
         watcher.stop()
 
