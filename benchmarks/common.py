@@ -22,6 +22,12 @@ def machine() -> str:
     return f"{model or platform.machine()}, {os.cpu_count()} cores, {memory} GiB"
 
 
+def commit() -> str:
+    """Return which version of the code this is; `+` where files were changed since, empty where nothing says."""
+    said = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=PEERS, capture_output=True, text=True, check=False)
+    return said.stdout.strip()
+
+
 def versions(*names: str) -> dict[str, str]:
     """Return the versions that matter for the figures."""
     return {"python": platform.python_version()} | {name: version(name) for name in names}

@@ -102,7 +102,7 @@ class Runs:
         """Return what `make` returned, from its file if it was made before; a file made with other than `asked` ends the benchmark."""
         file = self.folder / f"{name}.json"
         if not file.exists():
-            file.write_text(json.dumps({"machine": common.machine()} | make()))
+            file.write_text(json.dumps({"machine": common.machine(), "commit": common.commit()} | make()))
         found: dict[str, Any] = json.loads(file.read_text())
         other = {key: found[key] for key, value in (asked or {}).items() if key in found and found[key] != value}
         if other:

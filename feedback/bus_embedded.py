@@ -9,9 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import structlog
+
 from attune.events import Record
 from feedback.bus import Delivery, Partition, check_size
 from feedback.spool import GroupCommit, Spool
+
+log = structlog.get_logger()
 
 POLL_S = 0.02
 KEEP_S = 24 * 3600.0
@@ -43,6 +47,9 @@ class EmbeddedBus:
 
     def read(self, positions: Mapping[Partition, int], max_events: int, timeout_s: float) -> list[Delivery]:
         start, deadline = positions.get(self._partition, 0), time.monotonic() + timeout_s
+        if start > (end := self._spool.end()):  # a backup came back that is older than the store: what comes now must not be passed over
+            log.error("log_is_older_than_the_store", read_up_to=start, log_ends_at=end, reading_from=0)
+            start = 0
         while not (rows := self._spool.read(start, max_events)) and time.monotonic() < deadline:
             time.sleep(POLL_S)
         return [Delivery(self._partition, offset, record) for offset, record in rows]

@@ -26,7 +26,8 @@ def open_engine(url: str, *, read_only: bool = False) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         return _sqlite_engine(parsed, read_only)
     options = "-c statement_timeout=60000 -c lock_timeout=30000" + (" -c default_transaction_read_only=on" if read_only else "")
-    arguments: dict[str, Any] = {"connect_timeout": 5, "options": options}
+    silent = {"tcp_user_timeout": 10_000, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}  # not a quarter of an hour
+    arguments: dict[str, Any] = {"connect_timeout": 5, "options": options} | silent
     return create_engine(parsed, pool_pre_ping=True, pool_size=3, pool_timeout=10, connect_args=arguments)
 
 

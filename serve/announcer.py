@@ -20,18 +20,20 @@ class Announcer:
     def __init__(self, registry: Registry, views: Views) -> None:
         self.registry, self.views, self.started_at = registry, views, time.time()
         self._told: dict[ArtifactKind, int] = {}
+        self._counted = set[tuple[ArtifactKind, int]]()
 
     async def __call__(self, kind: ArtifactKind, number: int) -> None:
-        """Show a version; the votes of one that was live before this server started are not counted again."""
+        """Show a version; the votes of one that was live before are not counted again: after a roll-back, or an engine's death."""
         if number == 0:
             return
         try:
             version = await asyncio.to_thread(self.registry.version, kind, number)
             since = await asyncio.to_thread(self.registry.live_since, kind, number)
-            fresh = since is not None and since >= self.started_at
+            fresh = since is not None and since >= self.started_at and (kind, number) not in self._counted
             events = await asyncio.to_thread(self._events, kind, version)
             received = await asyncio.to_thread(self.views.received_at, events) if fresh else []
             self._told[kind] = number
+            self._counted.add((kind, number))
             metrics.live(version, received, time.time())
         except (Unavailable, RegistryError):
             metrics.LOOP_FAILURES.labels("announce").inc()

@@ -145,8 +145,9 @@ async def _finish(state: Any, ask: Ask, started: float, lines: AsyncIterator[str
 
 def _forget(state: Any, ask: Ask, started: float) -> None:
     state.active -= 1
+    if ask.interaction_id in state.proxy.answered:  # refusals are quick, and would make an outage look fast
+        metrics.REQUEST_SECONDS.observe(time.perf_counter() - started)
     state.proxy.forget(ask.interaction_id)
-    metrics.REQUEST_SECONDS.observe(time.perf_counter() - started)
 
 
 async def _unless_gone(request: Request, work: Any, until: float) -> Any:

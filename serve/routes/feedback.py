@@ -62,7 +62,7 @@ async def show(ident: str, request: Request, caller: Known) -> JSONResponse:
     """Show how far a vote has come."""
     state = request.app.state
     held, stored = await _known(state, ident)
-    found = receipt(ident, stored, held, state.registry, state.slots)
+    found = await asyncio.to_thread(receipt, ident, stored, held, state.registry, state.slots)  # it may read many manifests
     if found is None:
         raise RequestError(f"There is no feedback `{ident}`.", status=404, param="id", code="feedback_not_found")
     return JSONResponse(found)

@@ -20,6 +20,7 @@ from attune.config import BusSection, Config, as_toml
 from attune.errors import InvalidRecord, Unavailable
 from attune.events import Record, encode
 from feedback.bus import MAX_OFFERED, MAX_RECORD_BYTES, Bus, Delivery, Outbox, Partition, open_bus
+from feedback.bus_embedded import EmbeddedBus
 from feedback.spool import Spool
 from tests.fixtures.kafka import Broker
 from tests.suites.events import interaction, vote
@@ -117,6 +118,15 @@ def test_a_record_that_is_too_large_is_refused_and_the_next_one_is_not(opened: O
     large = Record("i0", {"ce_id": "large"}, b"x" * MAX_RECORD_BYTES)
     writer.publish([large])
     assert read_all(opened("reader"), 1)[0].record == large
+
+
+def test_a_log_that_is_older_than_the_store_is_read_from_its_start(tmp_path: Path) -> None:
+    """An older backup of the log was put back beside the store: what is acknowledged from now on must not be passed over."""
+    bus = EmbeddedBus(tmp_path / "spool.sqlite")
+    bus.publish(votes(2))
+    (partition,) = bus.assignments()
+    assert [d.offset for d in bus.read({partition: 2}, 9, 0.0)] == []
+    assert [d.offset for d in bus.read({partition: 10_000}, 9, 0.0)] == [0, 1]
 
 
 def test_the_version_is_named(opened: Open) -> None:

@@ -39,6 +39,8 @@ def test_votes_of_a_version_that_was_passed_over_are_counted_with_the_one_that_w
     for number in (1, 4):  # while another version was proved, two came and went
         asyncio.run(announcer("reward", number))
     assert votes.asked == [["fb-1"], ["fb-4", "fb-3", "fb-2"]]
+    asyncio.run(announcer("reward", 4))  # the engine died, or what came after it was rolled back
+    assert len(votes.asked) == 2
     assert metrics.REWARD_QUALITY.labels("thumb", "ece")._value.get() == 0.4
     assert metrics.REWARD_STYLE.labels("length")._value.get() == -0.4
 
