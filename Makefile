@@ -25,7 +25,7 @@ check: $(INSTALLED)  ## format, lint, types, and the rules of the house
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_house.py
 
-bench: $(INSTALLED)  ## the figures of the README
+bench: $(INSTALLED)  ## what a request costs beside bare vLLM: the last table of the README
 	$(BIN)/python -m benchmarks.loop
 
 examples: $(INSTALLED)  ## three worked examples, written to docs/examples.md (about half an hour)

@@ -24,7 +24,8 @@ WEIGHTS, SETTINGS = "reward.safetensors", "reward.json"
 TENSORS = ("center_D", "scale_D", "mean_D", "particles_KD")
 MAX_WISHED = 3.0
 """Deviations from typical answers beyond which what was learned of an objective pays no more."""
-FORMAT, BEFORE_LOOKS = 2, 1
+FORMAT, KNOWN_LOOKS = 3, {1: 0, 2: 7, 3: NUM_LOOKS}
+"""What is written, and how many of the looks each format that can be read knew."""
 CLIP = 10.0
 """Standard deviations beyond which no feature says more."""
 OWN = -1
@@ -106,11 +107,11 @@ class RewardModel:
         try:
             settings = json.loads((folder / SETTINGS).read_bytes())
             tensors = load_file(folder / WEIGHTS)
-            if settings["format"] not in (FORMAT, BEFORE_LOOKS):
+            if settings["format"] not in KNOWN_LOOKS:
                 raise ValueError(f"format {settings['format']} is not known")
-            arrays = {name: tensors[name].astype(np.float32) for name in TENSORS}
-            if settings["format"] == BEFORE_LOOKS:
-                arrays = {name: _blind_to_looks(name, array) for name, array in arrays.items()}
+            looked = KNOWN_LOOKS[settings["format"]]
+            tensors = {name: _blind_to_new_looks(name, tensor.astype(np.float32), looked) for name, tensor in tensors.items()}
+            arrays = {name: tensors[name] for name in TENSORS}
             width = arrays["mean_D"].shape[0]
             if any(a.shape[-1] != width for a in arrays.values()) or not all(np.isfinite(a).all() for a in arrays.values()):
                 raise ValueError("tensors have different widths or values that are not finite")
@@ -126,7 +127,7 @@ class RewardModel:
 
     @classmethod
     def _objective(cls, number: int, tensors: Mapping[str, Any], name: str, anchors: Mapping[str, float]) -> "RewardModel":
-        arrays = {tensor: tensors[f"{name}.{tensor}"].astype(np.float32) for tensor in TENSORS}
+        arrays = {tensor: tensors[f"{name}.{tensor}"] for tensor in TENSORS}
         if not all(np.isfinite(a).all() for a in arrays.values()):
             raise ValueError(f"the objective {name} has values that are not finite")
         return cls(number, **arrays, anchors=Anchors(**anchors))
@@ -205,11 +206,10 @@ def trunk_of(folder: Path) -> int:
     return int(folder.name) if trunk == OWN else trunk
 
 
-def _blind_to_looks(name: str, array: Array) -> Array:
-    """Return a tensor of a version that knew no looks as of one to which they are worth nothing."""
-    before = [(0, 0)] * (array.ndim - 1) + [(NUM_LOOKS, 0)]
-    padded: Array = np.pad(array, before, constant_values=float(name == "scale_D"))
-    return padded
+def _blind_to_new_looks(name: str, array: Array, looked: int) -> Array:
+    """Return a tensor of a version that knew the first looks alone as of one to which the others are worth nothing."""
+    nothing = np.full((*array.shape[:-1], NUM_LOOKS - looked), float(name.endswith("scale_D")), np.float32)
+    return np.concatenate([array[..., :looked], nothing, array[..., looked:]], -1)
 
 
 def matrix(features: Sequence[bytes], texts: Sequence[str]) -> Array:

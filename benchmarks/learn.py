@@ -24,7 +24,7 @@ from benchmarks import common, learned, pace
 from benchmarks.deployment import Deployment
 
 TASTE_NAMES = ("correct-and-direct", "friendly", "plain", "short")
-PROMPTS, SAMPLES, CHECKPOINTS = 60, 4, [50, 100, 200]
+PROMPTS, SAMPLES, CHECKPOINTS = 60, 8, [50, 100, 200]
 KIND_VOTES = 100
 OFFLINE_TASTE, LONG_TASTE, LONG_VOTES, LONG_EVERY = "friendly", "short", 2000, 250
 UNGUARDED = {"LEARNER__PESSIMISM": 0, "SERVE__PESSIMISM": 0, "LEARNER__KL_BETA": 0, "LEARNER__KL_HINGE": 0, "LEARNER__KL_LIMIT_NATS": 1000}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from attune.style import monotonous
+from attune.style import monotonous, refuses
 
 MIN_ANSWERS = 24
 """Fewer than this say nothing yet."""
@@ -18,9 +18,6 @@ MORE = 0.25
 """By how much a share may exceed the typical one."""
 LEAST_DISTINCT = 0.35
 """Different answers per different question."""
-_REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) (?:sorry|unable|not able)|i (?:cannot|can't|can not|won't)|as an ai|i do not have the ability)\b", re.IGNORECASE
-)
 _WORD = re.compile(r"\w+")
 
 
@@ -46,7 +43,7 @@ def looks(said: Sequence[Said]) -> Looks:
     texts, count = [text for _, text in said], len(said)
     return Looks(
         words=sum(len(_WORD.findall(text)) for text in texts) / count,
-        refusing=sum(bool(_REFUSAL.search(text)) for text in texts) / count,
+        refusing=sum(refuses(text) for text in texts) / count,
         repeating=sum(monotonous([word.lower() for word in _WORD.findall(text)]) for text in texts) / count,
         empty=sum(not text.strip() for text in texts) / count,
         distinct=min(1.0, len({text.strip() for text in texts}) / len({question for question, _ in said})),

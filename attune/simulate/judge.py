@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from attune.simulate.tastes import Answer, Ask, Taste, complete, repeats_itself, words
+from attune.style import refuses
 
 TIE_MARGIN = 0.02
 """Scores nearer than this are a tie."""
@@ -34,9 +35,12 @@ class Verdict:
     """Answers that came to their end, over all answers."""
     repeating_share: float
     """Answers that say the same thing again, over all answers."""
+    refusing_share: float
+    """Answers that apologise or refuse, over all answers: what the learner's tripwire counts."""
     base_distinct_share: float
     base_finished_share: float
     base_repeating_share: float
+    base_refusing_share: float
     base_flawless_share: float
     """The base's answers that no answer could beat, over all of them, one weight per prompt: even a perfect policy only ties with those."""
 
@@ -98,6 +102,7 @@ def _looks(answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
         "distinct": _mean([len(set(texts)) / len(texts) for texts in draws]),
         "finished": _mean([float(complete(answer)) for answer in every]),
         "repeating": _mean([float(repeats_itself(answer.text.strip())) for answer in every]),
+        "refusing": _mean([float(refuses(answer.text)) for answer in every]),
     }
 
 

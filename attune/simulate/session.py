@@ -25,6 +25,8 @@ from attune.types import Kind
 JUDGE_CLIENTS = 16
 SETTLED = frozenset({"live", "rolled_back", "unusable", "withdrawn"})
 """Receipts that will not move any more while nothing else is voted on."""
+OFF_TASK_TOKENS = 160
+"""Other tasks take longer answers: held to the people's few words, the judge would mostly see who came to an end."""
 UNSAFE = frozenset({"received", "missing"})
 """Receipts of acknowledged votes that are not in the store."""
 
@@ -126,9 +128,7 @@ class Session:
         if plan.judge_prompts:
             await self._judge(("alone", "reranked"))
         if plan.judge_off_task:
-            asks = prompts.off_task()
-            base, _ = await self._sample("base", asks)
-            self.off_task = judge(SENSE, (await self._sample("alone", asks))[0], base)
+            await self._judge_off_task()
         self.progress.phase = "done"
 
     async def _person(self, number: int, turn: Iterator[tuple[int, Ask]], journal: TextIO) -> None:
@@ -207,26 +207,32 @@ class Session:
             answers, version = await self._sample(arm, asks)
             verdict = judge(self.plan.taste, answers, self._base)
             self.points.append(Point(len(self.acknowledged), version, arm, verdict))
-            self._write_down(arm, answers)
+            self._write_down(arm, self.plan.taste, answers, self._base)
             self.progress.judged = f"{verdict.preference:.2f} over the base after {len(self.acknowledged)} votes ({arm})"
 
-    def _write_down(self, arm: str, answers: dict[Ask, list[Answer]]) -> None:
+    async def _judge_off_task(self) -> None:
+        asks = prompts.off_task()
+        base, _ = await self._sample("base", asks, OFF_TASK_TOKENS)
+        answers, _ = await self._sample("alone", asks, OFF_TASK_TOKENS)
+        self.off_task = judge(SENSE, answers, base)
+        self._write_down("off-task", SENSE, answers, base)
+
+    def _write_down(self, arm: str, taste: Taste, answers: dict[Ask, list[Answer]], bases: dict[Ask, list[Answer]]) -> None:
         """Keep what was judged, for people to read."""
         with self._journal.with_name("answers.jsonl").open("a") as file:
             for ask, given in answers.items():
-                for answer, base in zip(given, self._base[ask], strict=False):
+                for answer, base in zip(given, bases[ask], strict=False):
                     said = {"votes": len(self.acknowledged), "arm": arm, "prompt": ask.text, "answer": answer.text, "base": base.text}
-                    score = self.plan.taste.score
-                    file.write(json.dumps(said | {"score": score(ask, answer), "base_score": score(ask, base)}) + "\n")
+                    file.write(json.dumps(said | {"score": taste.score(ask, answer), "base_score": taste.score(ask, base)}) + "\n")
 
-    async def _sample(self, arm: str, asks: Sequence[Ask]) -> tuple[dict[Ask, list[Answer]], int]:
+    async def _sample(self, arm: str, asks: Sequence[Ask], max_tokens: int | None = None) -> tuple[dict[Ask, list[Answer]], int]:
         """Return answers per prompt and the newest version that gave one."""
         self.progress.phase = f"judging: {arm}"
         way = ARMS[arm]
 
         async def sample(ask: Ask) -> Reply:
             plan = self.plan
-            limits = {"max_tokens": plan.max_tokens, "temperature": plan.judge_temperature, "purpose": "evaluation"}
+            limits = {"max_tokens": max_tokens or plan.max_tokens, "temperature": plan.judge_temperature, "purpose": "evaluation"}
             question = Question(ask.text, model=way.model, candidates=way.candidates, rerank=way.rerank, **limits)  # type: ignore[arg-type]
             return await self.line.ask(question)
 

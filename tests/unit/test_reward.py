@@ -299,12 +299,16 @@ def test_a_version_from_before_looks_ranks_as_it_did(tmp_path: Path) -> None:
     folder.mkdir()
     for name, data in model().to_files().items():
         (folder / name).write_bytes(data)
-    tensors = {name: tensor[..., NUM_LOOKS:] for name, tensor in load(model().to_files()["reward.safetensors"]).items()}
-    (folder / "reward.safetensors").write_bytes(save(tensors))
-    (folder / "reward.json").write_bytes((folder / "reward.json").read_bytes().replace(b'"format": 2', b'"format": 1'))
-    again = RewardModel.load(folder)
-    assert again.mean_D.shape == model().mean_D.shape
-    assert again.utility(features, ["Oh!", "so"])[0].tolist() == model().utility(features, ["Oh!", "so"])[0].tolist() == [1.0, 3.0]
+    full = load(model().to_files()["reward.safetensors"])
+    for number, known in ((b"1", 0), (b"2", 7)):
+        tensors = {name: np.concatenate([tensor[..., :known], tensor[..., NUM_LOOKS:]], -1) for name, tensor in full.items()}
+        (folder / "reward.safetensors").write_bytes(save(tensors))
+        (folder / "reward.json").write_bytes(model().to_files()["reward.json"].replace(b'"format": 3', b'"format": ' + number))
+        again = RewardModel.load(folder)
+        assert again.mean_D.shape == model().mean_D.shape
+        assert (
+            again.utility(features, ["Oh!", "so so"])[0].tolist() == model().utility(features, ["Oh!", "so so"])[0].tolist() == [1.0, 3.0]
+        )
 
 
 def test_a_taste_for_how_answers_sound_is_found_in_a_few_votes() -> None:
@@ -318,6 +322,17 @@ def test_a_taste_for_how_answers_sound_is_found_in_a_few_votes() -> None:
     new, new_texts = world(9)[0], texts[::-1]
     wanted = liked[::-1]
     assert accuracy(seen, np.concatenate([looks(new_texts), new[:, NUM_LOOKS:]], 1), wanted) > accuracy(blind, new, wanted) + 0.2
+
+
+def test_answers_that_go_round_in_circles_are_told_from_others_that_sound_alike() -> None:
+    features, _, rows = world()
+    warm = "I'm glad to have you."
+    texts = [f"{warm} {warm}" if n % 3 == 0 else f"{warm} Such a fine day {n}." for n in range(len(features))]
+    liked = np.array([-1.0 if n % 3 == 0 else 1.0 for n in range(len(features))], np.float32)
+    told = np.concatenate([looks(texts), features[:, NUM_LOOKS:]], 1)
+    seen, _ = fit(Judged(told, rows, {}, votes("thumb", liked, 25)), Typical(told[1:64:3], texts[1:64:3]), 0.5, 0)
+    mean, _ = seen.judge(told[-120:])
+    assert mean[liked[-120:] > 0].min() > mean[liked[-120:] < 0].max()
 
 
 def test_a_look_that_no_typical_answer_has_is_not_taken_for_ten_deviations() -> None:
@@ -347,7 +362,7 @@ def test_where_an_answer_stood_is_not_what_it_is_worth() -> None:
 
 def test_stars_that_are_given_readily_mean_less() -> None:
     features, truth, rows = world()
-    plain = votes("stars", truth, 60)
+    plain = votes("stars", truth, 100)
     ready = [replace(s, level=min(4, s.level + 1)) for s in plain if isinstance(s, Rating)]
     honest, generous = (fit(Judged(features, rows, {}, s), typical(features), 0.5, 0)[0].scale.stars for s in (plain, ready))
     assert generous[0] < honest[0] - 0.3
