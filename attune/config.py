@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from attune.errors import ConfigError
 from attune.files import fingerprint
@@ -60,7 +60,7 @@ class ServeSection(_Section):
     token_lifetime_s: Positive = 7 * 24 * 3600.0
     fingerprint_tolerance_nats: Positive = 0.15
     """Largest mean |difference| between the engine's and the learner's log-probs of a new version."""
-    allowed_origins: list[str] = []
+    allowed_origins: list[Annotated[str, AfterValidator(lambda origin: origin.rstrip("/"))]] = []
     """Origins (`https://example.org`) whose pages may call this server from a browser; the server's own always may."""
     local_sessions: bool = True
     """A browser on this machine may use the page without the key. Switch it off behind a reverse proxy: its visitors seem to be here."""

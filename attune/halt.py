@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from attune.files import write_durably
+
 
 @dataclass(frozen=True, slots=True)
 class Halt:
@@ -24,12 +26,15 @@ class Halt:
 
 
 def read(home: Path) -> Halt | None:
-    """Return the stop in force; None if learning goes on."""
+    """Return the stop in force; None if learning goes on. What a crash left unreadable is a stop, too."""
+    file = _file(home)
     try:
-        said = json.loads(_file(home).read_text())
+        said = json.loads(file.read_text())
+        return Halt(tuple(said["reasons"]), int(said["policy_version"]), int(said["position"]), float(said["at"]))
     except FileNotFoundError:
         return None
-    return Halt(tuple(said["reasons"]), said["policy_version"], said["position"], said["at"])
+    except (ValueError, TypeError, KeyError):
+        return Halt((f"something stopped the learner, but {file} is damaged and does not say what",), 0, 0, 0.0)
 
 
 def stop(home: Path, reasons: Sequence[str], *, policy_version: int, position: int) -> None:
@@ -37,7 +42,8 @@ def stop(home: Path, reasons: Sequence[str], *, policy_version: int, position: i
     file = _file(home)
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(".new")
-    aside.write_text(json.dumps(asdict(Halt(tuple(reasons), policy_version, position, time.time())), indent=1))
+    aside.unlink(missing_ok=True)
+    write_durably(aside, json.dumps(asdict(Halt(tuple(reasons), policy_version, position, time.time())), indent=1).encode())
     aside.replace(file)
 
 
@@ -53,7 +59,7 @@ def resumed_at(home: Path) -> int:
     """Return the store position from which on answers are looked at, after the last resume; 0 if there was none."""
     try:
         return int(json.loads(_file(home).with_name("resumed.json").read_text())["position"])
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return 0
 
 

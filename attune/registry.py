@@ -27,6 +27,8 @@ from attune.files import sync_folder, write_durably
 from attune.types import ArtifactKind, Promotion, State, Version
 
 MANIFEST = "manifest.json"
+NEW, ABANDONED_S = ".new-", 24 * 3600.0
+"""What is being written begins with this; what a crash left of it is deleted after so long."""
 
 MOVES: dict[State, frozenset[State]] = {
     State.PUBLISHED: frozenset({State.REJECTED, State.TRIAL}),
@@ -68,7 +70,8 @@ class Registry:
         """Write a new immutable version, visible whole or not at all, and return it; its state is `published`."""
         folder = self.root / kind
         folder.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+        _clear(folder)
+        aside = Path(tempfile.mkdtemp(prefix=NEW, dir=folder))
         try:
             for name, data in files.items():
                 write_durably(aside / name, data)
@@ -237,7 +240,7 @@ class Registry:
     def _append(self, record: Promotion) -> None:
         path = self._path(record.number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=NEW, delete=False) as file:
             file.write(json.dumps(asdict(record)).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -248,3 +251,9 @@ class Registry:
         finally:
             os.unlink(file.name)
         sync_folder(path.parent)
+
+
+def _clear(folder: Path) -> None:
+    for left in folder.glob(f"{NEW}*"):
+        if left.stat().st_mtime < time.time() - ABANDONED_S:
+            shutil.rmtree(left, ignore_errors=True)

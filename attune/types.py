@@ -26,9 +26,10 @@ QUALITY = ("accuracy", "auroc", "spearman", "pearson", "ece", "predicted")
 """How well votes were predicted before they were learned: `<kind>_<figure>` in a reward version's report."""
 OVERALL = "overall"
 """The aspect of a vote on the answer as a whole; none means the same. Votes on others are stored, and nothing is learned from them."""
-LEARNING = "attune:learning"
+OWN_NAMES = "attune:"
+LEARNING = f"{OWN_NAMES}learning"
 """The conversation of answers that nobody asked for: the learner had them drawn."""
-EVALUATION = "attune:evaluation"
+EVALUATION = f"{OWN_NAMES}evaluation"
 """The conversation of answers that measure: they are kept and can be voted on, but nothing is learned from them unvoted."""
 
 

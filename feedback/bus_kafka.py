@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 CONNECT_TIMEOUT_S = 10.0
 PUBLISH_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 2.0
+LOOK_EVERY_MS = 60_000
+"""How often the broker is asked whether an operator added partitions."""
 MAX_REQUEST_BYTES = MAX_RECORD_BYTES + 100_000
 
 
@@ -66,6 +68,9 @@ class KafkaBus:
     def read(self, positions: Mapping[Partition, int], max_events: int, timeout_s: float) -> list[Delivery]:
         consumer = self._reader()
         with _translated("read"):
+            if set(self._listed(consumer)) > set(self._partitions):
+                self._assign(consumer)
+                raise Unavailable("the topics have more partitions than before: all of them are read from now on")
             for partition in self._partitions:
                 offset = positions.get(partition, 0)
                 if self._reached.get(partition) != offset:
@@ -142,13 +147,21 @@ class KafkaBus:
                 reconnect_backoff_max_ms=1000,
                 fetch_max_wait_ms=250,
                 allow_auto_create_topics=False,
+                metadata_max_age_ms=LOOK_EVERY_MS,
             )
-            numbers = {topic: consumer.partitions_for_topic(topic) or set() for topic in self._topics.values()}
-        if not all(numbers.values()):
+            self._assign(consumer)
+        if {partition.topic for partition in self._partitions} != set(self._topics.values()):
             self.close()
             raise Unavailable(f"the broker does not name the partitions of {', '.join(self._topics.values())} yet")
-        self._partitions = sorted(Partition(topic, number) for topic, some in numbers.items() for number in some)
+
+    def _assign(self, consumer: KafkaConsumer) -> None:
+        self._partitions, self._reached = self._listed(consumer), {}
         consumer.assign([TopicPartition(p.topic, p.number) for p in self._partitions])
+
+    def _listed(self, consumer: KafkaConsumer) -> list[Partition]:
+        """Return the partitions that the broker last told of; it is asked again every minute."""
+        numbers = {topic: consumer.partitions_for_topic(topic) or set() for topic in self._topics.values()}
+        return sorted(Partition(topic, number) for topic, some in numbers.items() for number in some)
 
     def _create_topics(self) -> None:
         with _translated("connect"):

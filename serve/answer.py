@@ -89,7 +89,7 @@ class Answerer:
             turn=sum(m.get("role") == "user" for m in ask.messages),
             user=ask.user,
         )
-        self.recent.remember(interaction)
-        self.outlet.offer(encode(interaction))
+        if self.outlet.offer(encode(interaction)):  # a vote on what was given up would wait for it in vain
+            self.recent.remember(interaction)
         metrics.observe(interaction)
         return interaction

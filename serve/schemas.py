@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from attune.events import Identifier, Label, check_value
-from attune.types import OVERALL, Kind
+from attune.types import OVERALL, OWN_NAMES, Kind
 
 MAX_CANDIDATES = 16
 
@@ -83,6 +83,13 @@ class ChatRequest(_Open):
     def _nothing_said(cls, data: Any) -> Any:
         """Leave out what is null: OpenAI takes that as not said, and many clients write every parameter."""
         return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+    @field_validator("conversation_id")
+    @classmethod
+    def _a_name_of_the_client_s(cls, name: str | None) -> str | None:
+        if name is not None and name.startswith(OWN_NAMES):
+            raise ValueError(f"names that begin with {OWN_NAMES} are the server's own")
+        return name
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> "ChatRequest":

@@ -173,6 +173,7 @@ MISTAKES = [
     ("POST", CHAT, {"messages": HELLO, "model": "attune@" + "9" * 100}, 404, "model"),
     ("POST", CHAT, {"messages": HELLO, "model": "\ud800"}, 400, "model"),
     ("POST", CHAT, {"messages": HELLO, "conversation_id": "a\0"}, 400, "conversation_id"),
+    ("POST", CHAT, {"messages": HELLO, "conversation_id": "attune:learning"}, 400, "conversation_id"),
     ("POST", CHAT, {"messages": HELLO, "top_k": 10**30}, 400, "top_k"),
     ("POST", CHAT, {"messages": HELLO, "objectives": {"nothing": 1.0}}, 400, "objectives"),
     (

@@ -10,15 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from kafka import KafkaAdminClient
 
 from attune.config import BusSection, Config, as_toml
 from attune.errors import InvalidRecord, Unavailable
 from attune.events import Record, encode
+from feedback import bus_kafka
 from feedback.bus import MAX_OFFERED, MAX_RECORD_BYTES, Bus, Delivery, Outbox, Partition, open_bus
 from feedback.bus_embedded import EmbeddedBus
 from feedback.spool import Spool
@@ -246,6 +249,34 @@ def test_tries_to_reach_a_broker_that_is_away_leave_nothing_open() -> None:
         with pytest.raises(Unavailable, match="Kafka is away"):
             open_bus(config, "writer")
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) <= before
+
+
+def test_partitions_that_an_operator_adds_are_read_from_their_beginning(kafka_broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bus_kafka, "LOOK_EVERY_MS", 200)
+    prefix = f"grown-{uuid.uuid4().hex[:8]}"
+    config = Config(bus=BusSection(kind="kafka", bootstrap=kafka_broker.bootstrap, topic_prefix=prefix, partitions=1))
+    reader = open_bus(config, "reader")
+    assert [(p.topic, p.number) for p in reader.assignments()] == [(f"{prefix}.feedback", 0), (f"{prefix}.interactions", 0)]
+    admin = KafkaAdminClient(bootstrap_servers=kafka_broker.bootstrap)
+    admin.create_partitions({f"{prefix}.feedback": 3, f"{prefix}.interactions": 3}, timeout_ms=10_000)
+    admin.close()
+    writer = open_bus(config, "writer")
+    records = votes(60, "grown")
+    writer.publish(records)
+    positions: dict[Partition, int] = {}
+    found: list[str] = []
+    until = time.monotonic() + 30
+    while len(found) < len(records) and time.monotonic() < until:
+        try:
+            for delivery in reader.read(positions, 100, 0.2):
+                positions[delivery.partition] = delivery.offset + 1
+                found.append(delivery.record.id)
+        except Unavailable:
+            assert len(reader.assignments()) == 6
+    reader.close()
+    writer.close()
+    assert sorted(found) == sorted(record.id for record in records)
+    assert any(partition.number for partition in positions)  # of the new ones
 
 
 async def _arrived_around_an_outage(broker: Broker, home: Path) -> int:

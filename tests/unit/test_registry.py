@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import time
 from itertools import product
 from pathlib import Path
 
@@ -62,6 +64,15 @@ def test_a_half_written_version_is_not_seen(tmp_path: Path) -> None:
     (tmp_path / "policy" / ".new-crashed" / "a.bin").write_bytes(b"half")
     assert registry.numbers("policy") == [1]
     assert publish(registry).number == 2
+
+
+def test_what_a_crash_left_goes_after_a_day_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    for name, hours in (("crashed", 25), ("writing", 1)):
+        folder = tmp_path / "policy" / f".new-{name}"
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - 3600 * hours,) * 2)
+    publish(Registry(tmp_path))
+    assert sorted(p.name for p in (tmp_path / "policy").iterdir()) == [".new-writing", "000001"]
 
 
 def test_a_version_that_is_not_there(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ import pytest
 from attune.config import Config
 from attune.errors import AdapterError, ConfigError, RequestError, Unavailable
 from attune.terms import Terms
-from attune.types import EVALUATION, LEARNING, Feedback, Kind
+from attune.types import EVALUATION, LEARNING, Candidate, Feedback, Kind, Sampling
 from serve import keys
 from serve.access import Caller
 from serve.adapter import AdapterSettings, Fingerprint, FingerprintSequence, expected_shapes, judge
+from serve.answer import Answerer, Ask, Draw
 from serve.pending import Pending
+from serve.recent import RecentInteractions
 from serve.rerank import choose
 from serve.routes import chat, feedback
 from serve.schemas import ChatRequest, FeedbackRequest
@@ -248,3 +250,18 @@ def test_what_an_answer_is_for_is_kept_with_it(purpose: str, kept: str) -> None:
         config=Config(), scorer=SimpleNamespace(terms=Terms()), secrets=SimpleNamespace(pseudonym=lambda user: user)
     )  # fmt: skip
     assert chat._ask(body, state, None).conversation_id == kept
+
+
+@pytest.mark.parametrize("taken", [True, False])
+async def test_a_reply_that_could_not_be_recorded_is_not_vouched_for(taken: bool) -> None:
+    recent, asked = RecentInteractions(), Ask("chatcmpl-1", (), None, 1, False, None, EVALUATION)
+    outlet = SimpleNamespace(offer=lambda record: taken)
+    answerer = Answerer(Slots(), SimpleNamespace(), outlet, recent, "v1", 0)  # type: ignore[arg-type]  # nothing here is ranked
+    said = Candidate(0, "Hi.", (1, 2), (-0.1, -0.2), "stop")
+
+    async def sample(policy: Policy, number: int) -> Draw:
+        return Draw((5,), Sampling(0.7), None, (said,))
+
+    interaction = await answerer.answer(asked, 1, sample)
+    assert interaction.shown == (0,)
+    assert (recent.get("chatcmpl-1") is not None) is taken

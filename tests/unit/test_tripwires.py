@@ -72,3 +72,16 @@ def test_a_stop_holds_until_it_is_resumed(tmp_path: Path, monkeypatch: pytest.Mo
     assert "policy 7: empty answers rose" in capsys.readouterr().out
     assert halt.read(tmp_path) is None
     assert halt.resumed_at(tmp_path) == 120
+
+
+def test_a_damaged_stop_is_a_stop_that_can_be_resumed(tmp_path: Path) -> None:
+    halt.stop(tmp_path, ["empty answers rose"], policy_version=7, position=120)
+    file = tmp_path / "learner" / "stopped.json"
+    for damage in ("", '{"reasons": []}', "[]"):
+        file.write_text(damage)
+        found = halt.read(tmp_path)
+        assert found is not None
+        assert "damaged" in found.reasons[0]
+        assert halt.resume(tmp_path) == found
+        assert halt.read(tmp_path) is None
+        assert halt.resumed_at(tmp_path) == 0
