@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,14 @@ def versions(*names: str) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def report(benchmark: str, known: dict[str, str], figures: dict[str, float], where: str = "") -> None:
+def report(benchmark: str, known: dict[str, str], figures: dict[str, float], where: str = "", commits: Collection[str] = ()) -> None:
     """Print the figures as a table, keep them under `benchmarks/results/`, and end with one JSON line.
 
-    What is kept there of the same machine and versions, and was not measured now, stays. `where`: the machine, if it was not this one.
+    What is kept there of the same machine and versions, and was not measured now, stays. `where`: the machine, if it was not this one;
+    `commits`: what was measured, if it was not what lies here.
     """
     about = {"benchmark": benchmark, "machine": where or machine(), "versions": known}
-    result: dict[str, Any] = about | {"figures": {k: round(v, 4) for k, v in figures.items()}}
+    result: dict[str, Any] = about | {"commits": sorted(commits) or [commit()]} | {"figures": {k: round(v, 4) for k, v in figures.items()}}
     print(f"{result['machine']}; {', '.join(f'{name} {number}' for name, number in known.items())}")
     for name, value in result["figures"].items():
         print(f"{name:44s} {value:10.4g}")
@@ -48,6 +50,7 @@ def report(benchmark: str, known: dict[str, str], figures: dict[str, float], whe
     kept = json.loads(file.read_text()) if file.exists() else {}
     if {name: kept.get(name) for name in about} == about:
         result["figures"] = kept["figures"] | result["figures"]
+        result["commits"] = sorted({*kept.get("commits", []), *result["commits"]})
     file.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result), flush=True)
 

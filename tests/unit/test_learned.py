@@ -10,7 +10,8 @@ INF = float("inf")
 def run(*preferences: float, arm: str = "alone", halted: bool = False, kl: float = 3.0) -> learned.Run:
     votes = [100 * (n + 1) for n in range(len(preferences))]
     judged = [
-        {"votes": v, "arm": arm, "preference": p, "prompts": 60, "distinct_share": 1.0} for v, p in zip(votes, preferences, strict=True)
+        {"votes": v, "arm": arm, "preference": p, "prompts": 60, "distinct_share": 1.0, "refusing_share": 0.1}
+        for v, p in zip(votes, preferences, strict=True)
     ]
     return {"judgements": judged, "policies": [{"kl_to_ref": kl}], "halted": ["why"] if halted else []}
 
@@ -41,6 +42,7 @@ def test_votes_that_a_preference_takes() -> None:
 
 def test_a_long_run_tells_its_fall_and_whether_a_wire_spoke() -> None:
     figures = learned.long(run(0.8, 0.9, 0.88), run(0.9, 0.4, halted=True, kl=25.0))
+    assert figures["long_refusing"] == 0.1
     assert figures["long_fall_from_best"] == pytest.approx(0.02)
     assert figures["long_unguarded_fall_from_best"] == pytest.approx(0.5)
     assert (figures["long_tripped"], figures["long_unguarded_tripped"]) == (0.0, 1.0)
