@@ -25,6 +25,7 @@ class Announcer:
     async def __call__(self, kind: ArtifactKind, number: int) -> None:
         """Show a version; the votes of one that was live before are not counted again: after a roll-back, or an engine's death."""
         if number == 0:
+            metrics.forget_report(kind)
             return
         try:
             version = await asyncio.to_thread(self.registry.version, kind, number)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from attune.types import LEARNING, QUALITY, Interaction, Version
+from attune.types import LEARNING, QUALITY, ArtifactKind, Interaction, Version
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 60.0)
 
@@ -47,10 +47,17 @@ def observe(interaction: Interaction) -> None:
         LEARNING_TOKENS.inc(tokens)
 
 
+def forget_report(kind: ArtifactKind) -> None:
+    """Show no report of a kind: version 0 has none, and the next may have other figures."""
+    for gauge in (POLICY_FIGURE,) if kind == "policy" else (REWARD_QUALITY, REWARD_STYLE):
+        gauge.clear()
+
+
 def live(version: Version, received_at: Iterable[float], now: float) -> None:
     """Show the report of a version that has just gone live, and how long its votes took to get there."""
     for at in received_at:
         VOTE_SECONDS.labels(version.kind).observe(max(0.0, now - at))
+    forget_report(version.kind)
     for name, value in version.report.items():
         kind, _, figure = name.partition("_")
         if isinstance(value, int | float) and version.kind == "policy":

@@ -45,6 +45,19 @@ def test_votes_of_a_version_that_was_passed_over_are_counted_with_the_one_that_w
     assert metrics.REWARD_STYLE.labels("length")._value.get() == -0.4
 
 
+def test_a_report_is_shown_for_as_long_as_its_version_is_live(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    announcer = Announcer(registry, cast(Views, Votes()))
+    shown = []
+    for number, report in ((1, {"kl_to_ref": 2.0, "entropy": 1.0}), (2, {"loss": 0.5})):  # as of PPO, as of demonstrations
+        registry.publish("policy", {"x": b""}, parent=0, base_model="m", base_revision="", trained_through=number, report=report)
+        asyncio.run(announcer("policy", number))
+        shown.append({sample.labels["figure"] for sample in metrics.POLICY_FIGURE.collect()[0].samples})
+    asyncio.run(announcer("policy", 0))
+    assert shown == [{"kl_to_ref", "entropy"}, {"loss"}]
+    assert not metrics.POLICY_FIGURE.collect()[0].samples
+
+
 def sampled() -> tuple[float, float]:
     return metrics.TOKENS._value.get(), metrics.LEARNING_TOKENS._value.get()
 
