@@ -44,7 +44,14 @@ def record(folder: Path, *, small: bool) -> None:
                 "rewards": [random.gauss(0.0, 1.0) for _ in answers],
             }
         )
-    (folder / "rollouts.json").write_text(json.dumps({"temperature": TEMPERATURE, "groups": groups}))
+    recorded = {"temperature": TEMPERATURE, "top_layers": top_layers(folder / "model"), "groups": groups}
+    (folder / "rollouts.json").write_text(json.dumps(recorded))
+
+
+def top_layers(model: Path) -> list[int]:
+    """Return the layers of a model that carry an adapter by default."""
+    layers = int(json.loads((model / "config.json").read_text())["num_hidden_layers"])
+    return list(range(layers - round(config.ModelSection().lora_top_layers * layers), layers))
 
 
 def _sample(base: FrozenBase, prompt: list[int], length: int, generator: torch.Generator) -> list[int]:

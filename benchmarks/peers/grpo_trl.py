@@ -1,4 +1,7 @@
-"""TRL's GRPO on recorded rollouts: `grpo_trl.py FOLDER float32|bfloat16 BATCH REPEATS`. One epoch, beta 0: no reference pass, no critic."""
+"""TRL's GRPO on recorded rollouts: `grpo_trl.py FOLDER all|top float32|bfloat16 BATCH REPEATS`.
+
+`top`: LoRA on our default layers alone. One epoch, beta 0: no reference pass, no critic.
+"""
 
 import json
 import resource
@@ -13,9 +16,11 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-folder, dtype, batch, repeats = Path(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+folder, layers, dtype, batch, repeats = Path(sys.argv[1]), sys.argv[2], getattr(torch, sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 torch.set_num_threads(1)
+targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # all linear ones but the head
 recorded = json.loads((folder / "rollouts.json").read_text())
+where = {"layers_to_transform": recorded["top_layers"]} if layers == "top" else {}
 groups, size = recorded["groups"], len(recorded["groups"][0]["answers"])
 rows = len(groups) * size
 tokenizer = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")
@@ -59,7 +64,7 @@ arguments = GRPOConfig(
 trainer = GRPOTrainer(
     model=AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype), reward_funcs=reward, args=arguments,
     train_dataset=Dataset.from_dict({"prompt": [str(g) for g in range(len(groups))] * (2 + repeats)}), processing_class=tokenizer,
-    peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"),
+    peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM", **where),
     rollout_func=answers, callbacks=[clock],
 )  # fmt: skip
 trainer.train()

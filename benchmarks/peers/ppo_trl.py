@@ -1,4 +1,4 @@
-"""TRL's PPO on recorded rollouts: `ppo_trl.py FOLDER float32|bfloat16 BATCH REPEATS`.
+"""TRL's PPO on recorded rollouts: `ppo_trl.py FOLDER all|top float32|bfloat16 BATCH REPEATS`.
 
 Generation and the reward model's pass are left out (the answers and rewards are the recorded ones): its log-probs, reference pass, values,
 epochs and steps are its own.
@@ -17,9 +17,11 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-folder, dtype, batch, repeats = Path(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+folder, layers, dtype, batch, repeats = Path(sys.argv[1]), sys.argv[2], getattr(torch, sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 torch.set_num_threads(1)
+targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # all linear ones but the head
 recorded = json.loads((folder / "rollouts.json").read_text())
+where = {"layers_to_transform": recorded["top_layers"]} if layers == "top" else {}
 rows = [(g["prompt"], a, r) for g in recorded["groups"] for a, r in zip(g["answers"], g["rewards"], strict=True)]
 longest = max(len(a) for _, a, _ in rows)
 tokenizer = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")
@@ -71,7 +73,7 @@ data = Dataset.from_dict({"input_ids": [p for p, _, _ in rows] * (2 + repeats)})
 trainer = PPOTrainer(
     args=arguments, processing_class=tokenizer, model=policy, ref_model=None, reward_model=reward_model, value_model=value_model,
     train_dataset=data, eval_dataset=data.select(range(len(rows))),
-    peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"),
+    peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM", **where),
 )  # fmt: skip
 trainer.train()
 begins, ends = [m for m in marks if m[0] == "from"], [m for m in marks if m[0] == "to"]
