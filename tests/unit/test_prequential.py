@@ -42,6 +42,14 @@ def test_figures_per_kind_and_over_all() -> None:
     assert found["overall_accuracy"] == pytest.approx(7 / 9, abs=1e-3)
 
 
+def test_who_foretells_nothing_is_neither_right_nor_wrong() -> None:
+    running = Prequential()
+    for level, utility in ((1, 0.0), (0, 0.0), (1, 0.5)):
+        running.add(thumb(level), [utility], PLAIN)
+    found = running.figures()
+    assert (found["thumb_accuracy"], found["thumb_predicted"]) == (1.0, 3)
+
+
 def test_the_bias_of_thumbs_and_the_temperature_are_in_the_probability() -> None:
     running = Prequential()
     running.add(thumb(1), [-1.0], Scale(temperature=2.0, thumb_bias=3.0))

@@ -45,6 +45,20 @@ def test_votes_of_a_version_that_was_passed_over_are_counted_with_the_one_that_w
     assert metrics.REWARD_STYLE.labels("length")._value.get() == -0.4
 
 
+def test_votes_of_a_version_that_went_live_before_this_server_started_are_not_counted_again(tmp_path: Path) -> None:
+    registry, votes = Registry(tmp_path), Votes()
+    for number in (1, 2):
+        if number == 2:
+            announcer = Announcer(registry, cast(Views, votes))
+        registry.publish(
+            "policy", {"x": b""}, parent=0, base_model="m", base_revision="", trained_through=0, report={}, events=(str(number),)
+        )
+        registry.promote("policy", number, by="learner", reason="passed")
+    for number in (1, 2):
+        asyncio.run(announcer("policy", number))
+    assert votes.asked == [["2"]]
+
+
 def test_a_report_is_shown_for_as_long_as_its_version_is_live(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     announcer = Announcer(registry, cast(Views, Votes()))
