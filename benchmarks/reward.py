@@ -1,10 +1,11 @@
 """What the reward model costs: the trunk against TRL's RewardTrainer, and a vote's way to the served reranker.
 
 `python -m benchmarks.reward [--parts trunk rerank]`. The trunk: 64 recorded pairs (prompts of 128 tokens, answers of 32 to 64), one thread,
-LoRA r8, two epochs, everything but loading included (ours: also the comparison on 24 more that are held back), on the demo model; TRL with
-LoRA on all layers and on the trunk's alone, in bf16 and fp32, its best counts. The reranker: a deployment under chat traffic, a vote a
-second, until serve ranks with a version that knows the vote; once with these votes alone, and once on top of as many as a fit looks at
-(the same answers under other names, ranked by their length with some noise).
+LoRA r8, two epochs, on the demo model, without loading; ours without the features that serving has made already, and with the comparison on
+24 more pairs that are held back; TRL with LoRA on all layers and on the trunk's alone, in bf16 and fp32, its best counts. The reranker: a
+deployment under chat traffic, a vote a second (or as soon as the last one has arrived), until serve ranks with a version that knows the
+vote; once with these votes alone, and once on top of as many as a fit looks at (the same answers under other names, ranked by their length
+with some noise).
 """
 
 import argparse

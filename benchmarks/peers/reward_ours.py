@@ -1,4 +1,4 @@
-"""Our trunk on recorded pairs: `reward_ours.py FOLDER`: a whole fit, with the passes that make its inputs."""
+"""Our trunk on recorded pairs: `reward_ours.py FOLDER`: a whole fit, given the features that serving has made."""
 
 import json
 import resource
