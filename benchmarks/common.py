@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Collection
@@ -60,11 +61,12 @@ def peer_python(name: str, *requirements: str) -> str:
     folder = config.load().home / "bench" / name
     python = folder / "bin" / "python"
     uv = Path(sys.executable).parent / "uv"
-    if not (folder / ".installed").exists():
+    installed = folder / ".installed"
+    if not installed.exists() or installed.read_text().split() != list(requirements):
         print(f"installing {', '.join(requirements)} into an environment of its own", flush=True)
         subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True)
         subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *requirements], check=True)
-        (folder / ".installed").touch()
+        installed.write_text(" ".join(requirements))
     return str(python)
 
 
@@ -80,3 +82,23 @@ def run(python: str, script: str, *arguments: str) -> dict[str, Any]:
         raise SystemExit(f"{script} {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
     measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return measured
+
+
+def fastest(python: str, script: tuple[str, ...], batches: tuple[str, ...], trial: str, repeats: str) -> dict[str, Any]:
+    """Return a peer's repeats in the variant that its trials found fastest, with the smallest memory that any trial needed.
+
+    Both precisions are tried with a batch size of 4, then the faster one with the other sizes.
+    """
+    tried: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def quickest() -> tuple[str, str]:
+        return min(tried, key=lambda variant: float(statistics.median(tried[variant]["cpu_s"])))
+
+    for dtype in ("bfloat16", "float32"):
+        tried[dtype, "4"] = run(python, *script, dtype, "4", trial)
+    better = quickest()[0]
+    for batch in batches:
+        tried[better, batch] = run(python, *script, better, batch, trial)
+    chosen = quickest()
+    print(f"{script[0]} {' '.join(script[2:])}: {' '.join(chosen)}", flush=True)
+    return run(python, *script, *chosen, repeats) | {"peak_mb": min(one["peak_mb"] for one in tried.values())}

@@ -1,4 +1,8 @@
-"""Our PPO on recorded rollouts: `ppo_ours.py FOLDER same|default REPEATS`. `same`: TRL PPO's layers, epochs, steps, and reference pass."""
+"""Our PPO on recorded rollouts: `ppo_ours.py FOLDER same|default|looked REPEATS`.
+
+`same`: TRL PPO's layers, epochs, steps, and reference pass. `default`: what runs by default, given serving's reference pass; `looked`:
+makes that, too.
+"""
 
 import json
 import resource
@@ -38,7 +42,7 @@ settings = LearnerSection(optimizer_steps=steps, ppo_epochs=epochs, policy_lr=1e
 cpu, wall = [], []
 for _ in range(1 + repeats):
     started, started_cpu = time.perf_counter(), time.process_time()
-    if mode == "same":
+    if mode != "default":
         for rollout in rollouts:
             base.look(rollout.prompt, [Answer(a, True) for a in rollout.answers], rollout.temperature)
     figures = ppo.update(policy, rollouts, settings, live=0)

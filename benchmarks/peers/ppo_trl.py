@@ -28,33 +28,29 @@ tokenizer = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")
 if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
     tokenizer.pad_token_id = 0
 pad = tokenizer.pad_token_id
-responses = torch.tensor([a + [pad] * (longest - len(a)) for _, a, _ in rows])
-scores = torch.tensor([r for _, _, r in rows])
+answers = {tuple(g["prompt"]): [a + [pad] * (longest - len(a)) for a in g["answers"]] for g in recorded["groups"]}
+scores = {(*p, *a, *[pad] * (longest - len(a))): r for p, a, r in rows}
 marks = []
 
 
 def recorded_generation(model, queries, local_batch, pad_token_id, generation_config):
-    marks.append(("from", time.process_time(), time.perf_counter()))
-    both = torch.cat([queries, responses], 1)
+    marks.append((time.process_time(), time.perf_counter()))
+    given = [tuple(query) for query in queries.tolist()]
+    responses = [answers[query][given[:n].count(query) % len(answers[query])] for n, query in enumerate(given)]
+    both = torch.cat([queries, torch.tensor(responses)], 1)
     logits = []
     for start in range(0, len(both), local_batch):
         out = ppo_trainer.forward(model, both[start : start + local_batch], pad_token_id)
         logits.append(out.logits[:, queries.shape[1] - 1 : -1].float() / recorded["temperature"])
     logits = torch.cat(logits)
-    marks.append(("to", time.process_time(), time.perf_counter()))
+    marks.append((time.process_time(), time.perf_counter()))
     return both, logits
 
 
 def recorded_reward(model, query_responses, pad_token_id, context_length):
     if model is reward_model:
-        marks.append(("score", len(query_responses)))
-        seen = sum(m[1] for m in marks[[m[0] for m in marks].index("to", last_generation()) :] if m[0] == "score")
-        return None, scores[seen - len(query_responses) : seen], None
+        return None, torch.tensor([scores[tuple(row)] for row in query_responses.tolist()]), None
     return own_reward(model, query_responses, pad_token_id, context_length)
-
-
-def last_generation() -> int:
-    return max(i for i, m in enumerate(marks) if m[0] == "to")
 
 
 own_reward = ppo_trainer.get_reward
@@ -65,18 +61,17 @@ reward_model = torch.nn.Linear(1, 1)
 arguments = PPOConfig(
     output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch, gradient_accumulation_steps=len(rows) // batch, num_mini_batches=1,
     num_ppo_epochs=4, local_rollout_forward_batch_size=batch, response_length=longest, temperature=recorded["temperature"],
-    total_episodes=len(rows) * (2 + repeats), learning_rate=1e-5, report_to="none", use_cpu=True, bf16=False, num_sample_generations=0,
+    total_episodes=len(rows) * (1 + repeats), learning_rate=1e-5, report_to="none", use_cpu=True, bf16=False, num_sample_generations=0,
     save_strategy="no", eval_strategy="no", logging_strategy="no", gradient_checkpointing=False,
     dataloader_drop_last=False,
 )  # fmt: skip
-data = Dataset.from_dict({"input_ids": [p for p, _, _ in rows] * (2 + repeats)})
+data = Dataset.from_dict({"input_ids": [p for p, _, _ in rows] * (1 + repeats)})
 trainer = PPOTrainer(
     args=arguments, processing_class=tokenizer, model=policy, ref_model=None, reward_model=reward_model, value_model=value_model,
     train_dataset=data, eval_dataset=data.select(range(len(rows))),
     peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM", **where),
 )  # fmt: skip
 trainer.train()
-begins, ends = [m for m in marks if m[0] == "from"], [m for m in marks if m[0] == "to"]
-cpu = [b[1] - e[1] for b, e in zip(begins[1:], ends, strict=False)]
-wall = [b[2] - e[2] for b, e in zip(begins[1:], ends, strict=False)]
+marks.append((time.process_time(), time.perf_counter()))
+cpu, wall = ([after[n] - before[n] for before, after in zip(marks[1::2], marks[2::2], strict=True)] for n in (0, 1))
 print(json.dumps({"cpu_s": cpu[1:], "wall_s": wall[1:], "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))

@@ -1,4 +1,4 @@
-"""Our trunk on recorded pairs: `reward_ours.py FOLDER`: a whole fit, given the features that serving has made."""
+"""Our trunk on recorded pairs: `reward_ours.py FOLDER`: a whole fit, and apart from it the answers' features, which serving makes."""
 
 import json
 import resource
@@ -28,10 +28,13 @@ def asked(number: int, pair: dict[str, list[int]]) -> Asked:
     return Asked(made, answers, features)
 
 
+looking = time.process_time()
 requests = [asked(number, pair) for number, pair in enumerate(recorded["pairs"])]
+looks_cpu_s = time.process_time() - looking
 signals = [Preference(f"f{n}", a.interaction.id, (0, 1), False, 1.0, Kind.COMPARISON, None) for n, a in enumerate(requests)]
 lesson = Lesson(signals, {a.interaction.id: a for a in requests}, requests[:8])
 started = time.process_time()
 fitted = trunk_trainer.fit(base, lesson, 0)
 cpu_s = time.process_time() - started
-print(json.dumps({"cpu_s": cpu_s, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "first": fitted.trunk.first}))
+peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"cpu_s": cpu_s, "looks_cpu_s": looks_cpu_s, "peak_mb": peak_mb, "first": fitted.trunk.first}))
