@@ -25,8 +25,6 @@ from attune.packing import Packed, pack
 from learner.critic import Critic
 
 BETAS, EPS = (0.9, 0.95), 1e-8
-WARM_STEPS, LEAST_RATE = 100, 0.3
-"""Optimizer steps at the whole learning rate; from then on it falls with their root, to this share of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +97,7 @@ class Policy:
     def step(self, grad_clip: float, scale: float = 1.0, share: float = 1.0) -> float:
         """Apply `scale` x the accumulated gradients to the masters, clear them, and return their norm before clipping.
 
-        `share` is how much of the learning rate is used, which falls with the steps that the optimizer knows of: at a rate that stays, what
-        the newest few votes happen to say never averages out. A norm that is not finite is returned, and nothing else is done.
+        `share` is how much of the learning rate is used. A norm that is not finite is returned, and nothing else is done.
         """
         for weight, master in zip(self.weights, self.masters, strict=True):
             master.grad = None if weight.grad is None else weight.grad.float().mul_(scale)
@@ -110,16 +107,11 @@ class Policy:
             self.optimizer.zero_grad()
             return norm
         for group in self.optimizer.param_groups:
-            group["lr"] = share * self._rate()
+            group["lr"] = share * self.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._push()
         return norm
-
-    def _rate(self) -> float:
-        """Return the learning rate after the steps that the optimizer knows of (inverse square root, as in Vaswani et al. 2017)."""
-        steps = max((float(known["step"]) for known in self.optimizer.state.values()), default=0.0)
-        return self.learning_rate * max(LEAST_RATE, min(1.0, (WARM_STEPS / max(1.0, steps)) ** 0.5))
 
     def forget_gradients(self) -> None:
         """Drop what was accumulated since the last step."""
