@@ -49,6 +49,8 @@ class ServeSection(_Section):
     port: Port = 8000
     num_candidates: Annotated[int, Field(ge=1, le=16)] = 4
     default_max_tokens: Count = 256
+    tool_call_parser: str = "hermes"
+    """How this model writes the calls of tools: the name of one of vLLM's parsers."""
     max_body_bytes: Count = 1_000_000
     max_messages: Count = 256
     kv_cache_bytes: Count = 1_000_000_000

@@ -16,6 +16,7 @@ import structlog
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.tool_parsers import ToolParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -106,7 +107,9 @@ class Engine:
 
 
 async def start(config: Config, seed: int) -> Engine:
-    """Start vLLM with the configured model, warm it up and return it ready."""
+    """Start vLLM with the configured model, warm it up and return it ready; raises `ConfigError` for settings that it refuses."""
+    if config.serve.tool_call_parser not in (parsers := ToolParserManager.list_registered()):
+        raise ConfigError(f"serve.tool_call_parser: vLLM has no {config.serve.tool_call_parser!r}, but {', '.join(parsers)}")
     # A forked core computes on for ever when its parent is killed.
     os.register_at_fork(after_in_child=partial(follow_parent, signal.SIGKILL))
     args = AsyncEngineArgs(

@@ -39,7 +39,7 @@ class Chat:
             SERVED_NAME,
             "--enable-auto-tool-choice",
             "--tool-call-parser",
-            "hermes",
+            config.serve.tool_call_parser,
         ]
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
         state = State()

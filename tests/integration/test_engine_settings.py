@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 from vllm.config.lora import MaxLoRARanks
 
-from attune.config import Config, ModelSection
+from attune.config import Config, ModelSection, ServeSection
 from attune.errors import ConfigError, Unavailable
 from serve import engine
 from serve.swap import MAX_FAILED_REBUILDS, Swapper
@@ -15,6 +15,12 @@ from serve.swap import MAX_FAILED_REBUILDS, Swapper
 async def test_a_context_that_the_model_does_not_have_is_named(tiny_model: Path, tmp_path: Path) -> None:
     config = Config(home=tmp_path, model=ModelSection(path=str(tiny_model), max_context_tokens=1_000_000))
     with pytest.raises(ConfigError, match=r"vLLM cannot run this model with these settings.*max_model_len"):
+        await engine.start(config, 0)
+
+
+async def test_a_tool_parser_that_vllm_does_not_have_is_named_with_those_that_it_has(tiny_model: Path, tmp_path: Path) -> None:
+    config = Config(home=tmp_path, model=ModelSection(path=str(tiny_model)), serve=ServeSection(tool_call_parser="hermit"))
+    with pytest.raises(ConfigError, match=r"serve\.tool_call_parser: vLLM has no 'hermit', but .*hermes.*mistral"):
         await engine.start(config, 0)
 
 
