@@ -44,11 +44,10 @@ def test_an_update_takes_the_newest_groups_that_it_has_room_for(tmp_path: Path, 
 
 def test_the_gate_looks_at_the_newest_answers_that_were_held_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     updates, learner = recorded(monkeypatch, challenger, "train"), world.learner()
-    held = [world.interaction(held=True) for _ in range(4)]
-    world.store.write(held)
-    voted(world, 5)
+    held, made = voted(world, 4, held=True), voted(world, 5)
     learner.once()
     assert [rollout.interaction_id for rollout in updates[0][0][2]] == [i.id for i in held[-2:]]
+    assert {rollout.interaction_id for rollout in updates[0][0][1]} == {i.id for i in made}, "and nothing that was held out is trained on"
 
 
 def test_answers_of_versions_long_gone_are_not_learned_from(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,9 +185,10 @@ def test_rollouts_that_teach_nothing_are_not_drawn_again_and_again(
 def test_prompts_are_drawn_anew_whatever_clients_sampled_with(world: World) -> None:
     cycle = world.learner()
     made = [world.interaction(sampling=sampling) for sampling in (Sampling(0.7, top_p=0.9), Sampling(0.0))]
-    world.store.write([*made, *map(world.vote, made)])
+    held = world.interaction(held=True)
+    world.store.write([*made, held, *map(world.vote, [*made, held])])
     cycle.once()
-    assert [i.id for i in cycle.journal.newest_prompts(4)] == [i.id for i in made][::-1]
+    assert [i.id for i in cycle.journal.newest_prompts(4)] == [i.id for i in made][::-1], "but not for what is held out"
 
 
 def test_edits_that_piled_up_come_a_few_at_a_time_and_are_forgotten_with_their_votes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,3 +350,42 @@ def test_a_replay_takes_over_what_an_operator_overtook(tmp_path: Path, tiny_mode
     assert [o.version.number for o in outcomes if o.version.kind == "policy"] == [1, 3, 4]
     assert [f"{o.version.kind} {o.version.number}" for o in outcomes if not o.same] == []
     world.store.close()
+
+
+def test_votes_during_an_update_take_no_more_than_half_of_its_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cycle = world.learner()
+    world.votes(1)
+    cycle.once()
+    clock, fits = [100.0], list[float]()
+
+    def fit() -> bool:
+        fits.append(clock[0])
+        clock[0] += 8.0
+        cycle.at = replace(cycle.at, reward_through=cycle.journal.taught_position)
+        return True
+
+    monkeypatch.setattr(looping.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cycle, "_learn_reward", fit)
+    for _ in range(20):
+        world.votes(1)
+        cycle._between_passes()
+        clock[0] += 1.0
+    assert fits == [100.0, 116.0, 132.0], "eight seconds of fitting, then eight without"
+
+
+def test_a_cycle_that_fails_is_tried_again_after_longer_and_longer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cycle, waits = world.learner(), list[float]()
+    outcomes = iter([OSError("the disk is full"), OSError("the disk is full"), False])
+
+    def once() -> bool:
+        outcome = next(outcomes)
+        if isinstance(outcome, OSError):
+            raise outcome
+        cycle.stop.set()
+        return outcome
+
+    monkeypatch.setattr(cycle, "once", once)
+    monkeypatch.setattr(cycle.stop, "wait", waits.append)
+    cycle.run()
+    poll = cycle.config.learner.poll_interval_s
+    assert waits == [2 * poll + 1, 4 * poll + 3, poll]

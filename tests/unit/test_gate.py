@@ -78,6 +78,8 @@ def group(*rewards: float) -> Rollout:
 def test_ties_teach_nothing() -> None:
     assert tied(group(1.0, 1.0))
     assert not tied(group(1.0, 1.1))
+    assert tied(group(1.0, 2.0, math.nan)), "nor does a reward that is no number"
+    assert tied(group(1.0, math.inf))
 
 
 def test_held_out_reward_follows_where_the_policy_went() -> None:
@@ -89,6 +91,8 @@ def test_held_out_reward_follows_where_the_policy_went() -> None:
     assert kl_to_base([one], same) == pytest.approx(0.0)
     expected = (math.exp(1) * 1.0 + math.exp(-2) * -2.0) / (math.exp(1) + math.exp(-2))
     assert kl_to_base([one], moved) == pytest.approx(expected)
+    certain = {one.interaction_id: Seen(tuple(torch.tensor([[-1.0, -1.0], [6.0, 6.0]])), zero, 0.0)}
+    assert held_out_reward([one], certain) == pytest.approx(1 / 11), "however likely an answer became, it counts for ten"
     assert step_kl([one], same, same) == 0.0
     assert step_kl([one], same, moved) > 0.5
 

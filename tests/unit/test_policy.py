@@ -125,6 +125,23 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_a_snapshot_mends_anyt
     assert all(torch.equal(m, o) for m, o in zip(policy.masters, old.masters, strict=True))
 
 
+def test_a_loss_or_a_gradient_that_is_not_finite_ends_the_update(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, group = policy.snapshot(), rollout(policy, (2.0, -1.0, -1.0))
+    with pytest.raises(Diverged, match="loss is not finite"):
+        ppo.update(policy, [replace(group, rewards=(math.nan, 1.0, 2.0))], LearnerSection())
+    policy.restore(old)
+    real = Policy.step
+
+    def burst(self: Policy, *given: float) -> float:
+        self.weights[0].grad = torch.full_like(self.weights[0], math.inf)
+        return real(self, *given)
+
+    monkeypatch.setattr(Policy, "step", burst)
+    with pytest.raises(Diverged, match="gradient is not finite"):
+        challenger.train(policy, [group], [], LearnerSection(), live=0, end_token=2, about={})
+    assert all(torch.equal(a, b) for a, b in zip(policy.masters, old.masters, strict=True))
+
+
 def test_a_challenger_that_moved_too_far_goes_back_by_halves_and_at_last_altogether(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

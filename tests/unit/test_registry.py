@@ -11,7 +11,7 @@ import pytest
 
 from attune.config import Config, ModelSection
 from attune.errors import ConfigError, Conflict, IllegalMove, RegistryError
-from attune.registry import MOVES, Registry
+from attune.registry import Registry
 from attune.types import State, Version
 
 
@@ -118,12 +118,19 @@ def stand(registry: Registry, state: State) -> int:
     return number
 
 
+BY_HAND = {
+    (State.PUBLISHED, State.REJECTED), (State.PUBLISHED, State.TRIAL), (State.TRIAL, State.CHAMPION), (State.TRIAL, State.REJECTED),
+    (State.CHAMPION, State.ROLLED_BACK),
+}  # fmt: skip
+"""What may be said of a version; that one retires follows from another's rise."""
+
+
 @pytest.mark.parametrize(("state", "move"), list(product(State, State)))
 def test_only_the_table_s_moves_exist(tmp_path: Path, state: State, move: State) -> None:
     registry = Registry(tmp_path)
     number = stand(registry, state)
     assert registry.state("policy", number) is state
-    if move in MOVES[state] and move is not State.RETIRED:
+    if (state, move) in BY_HAND:
         registry.move("policy", number, move, by="test", reason="test")
         assert registry.state("policy", number) is move
     else:
