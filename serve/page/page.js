@@ -7,6 +7,7 @@ import { Turn } from "/page/turn.js";
 
 const POLL_MS = 1200;
 const HIDDEN_POLL_MS = 6000;
+const DOUBLE_CLICK_MS = 500;
 const at = (id) => document.getElementById(id);
 const [log, field, two, send, toast, live] = ["log", "question", "two", "send", "toast", "live"].map(at);
 
@@ -16,6 +17,7 @@ const room = { receipts, say, again: (turn) => ask(turn.question), conversation:
 let turns = [];
 let running = null;
 let livePolicy = null;
+let newestPolicy = null; // the highest seen: while the engine is brought back, the base model answers for it
 
 function say(text) {
   toast.textContent = text;
@@ -45,6 +47,7 @@ async function ask(question) {
   }
   at("hello").hidden = true;
   running = new Turn(question.trim(), [...past(), { role: "user", content: question.trim() }], two.checked, room);
+  running.began = performance.now();
   turns.push(running);
   append(running.asked, running.article);
   send.textContent = "Stop";
@@ -57,7 +60,7 @@ async function ask(question) {
 at("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   if (running) {
-    running.stop();
+    if (performance.now() - running.began > DOUBLE_CLICK_MS) running.stop();
     return;
   }
   const question = field.value;
@@ -82,6 +85,7 @@ field.addEventListener("keydown", (event) => {
 log.addEventListener("keydown", (event) => {
   const index = turns.findIndex((turn) => turn.article === event.target);
   if (index < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.repeat && !event.key.startsWith("Arrow")) return; // a key held down is one vote
   const turn = turns[index];
   const best = turn.two ? turn.chosen : 0;
   const actions = {
@@ -102,6 +106,7 @@ log.addEventListener("keydown", (event) => {
 at("fresh").addEventListener("click", () => {
   if (running) running.stop();
   turns = [];
+  receipts.keep();
   room.conversation = newConversation();
   log.replaceChildren(at("hello"));
   at("hello").hidden = false;
@@ -126,6 +131,9 @@ function showStatus(now) {
   at("policy-version").textContent = now.policy_version;
   at("reward-version").textContent = now.reward_version;
   for (const name of ["received", "stored", "learned"]) at(`votes-${name}`).textContent = now.votes[name];
+  const stopped = now.learner_stopped.join("; ");
+  at("learning-stopped").hidden = !stopped;
+  at("learning-stopped").textContent = stopped && `Learning has stopped: ${stopped}. Votes are kept; they are learned once an operator lets it go on.`;
   at("base-model").textContent = `Policy 0 is the bare model, ${String(now.base_model).split("/").at(-1)}.`;
 }
 
@@ -133,10 +141,12 @@ function showStatus(now) {
 async function look() {
   try {
     const now = await status();
+    receipts.tell(now.learner_stopped.length > 0);
     await receipts.refresh(now.policy_version !== livePolicy);
     showStatus(now);
-    if (livePolicy !== null && now.policy_version > livePolicy) milestone(now.policy_version, receipts.learnedBetween(livePolicy, now.policy_version));
+    if (newestPolicy !== null && now.policy_version > newestPolicy) milestone(now.policy_version, receipts.learnedBetween(newestPolicy, now.policy_version));
     livePolicy = now.policy_version;
+    newestPolicy = Math.max(newestPolicy, livePolicy);
   } catch (error) {
     live.dataset.state = "away";
     live.textContent = error.status ? error.message : "the server is away, trying again";

@@ -10,7 +10,7 @@ const FINAL = new Set(["withdrawn", "unusable", "unknown"]);
 const SETTLED = new Set(["live", "rolled_back"]); // until another policy goes live
 const seconds = (from, to) => `${Math.max(0, to - from).toFixed(to - from < 10 ? 1 : 0)} s`;
 
-function sentence(state) {
+function sentence(state, stopped) {
   const { status, received_at: from } = state;
   if (status === "withdrawn") return "Taken back. The next versions will not learn from it.";
   if (status === "rolled_back") return `Policy ${state.policy_version} learned it and was rolled back.`;
@@ -18,7 +18,7 @@ function sentence(state) {
   if (status === "unusable") return `Stored, but nothing is learned from it: ${state.reason}.`;
   if (status === "live") return `Live in policy ${state.policy_version}, ${seconds(from, state.live_since)} after your vote.`;
   if (state.policy_version != null) return `In policy ${state.policy_version}, which is about to go live.`;
-  if (state.reward_version != null) return `Reward model ${state.reward_version} chooses by it already; the policy trains on it next.`;
+  if (state.reward_version != null) return `Reward model ${state.reward_version} chooses by it already; the policy trains on it ${stopped ? "once learning goes on" : "next"}.`;
   if (state.stored_at != null) return `Stored after ${seconds(from, state.stored_at)}; the reward model learns it next.`;
   return "Safe on disk, on its way to the store.";
 }
@@ -38,6 +38,7 @@ export class Receipts {
     this.list = list;
     this.empty = empty;
     this.entries = new Map();
+    this.stopped = false;
     for (const [id, kind, question] of JSON.parse(sessionStorage.getItem(KEPT) || "[]")) this.add(id, kind, question, true);
   }
 
@@ -73,6 +74,21 @@ export class Receipts {
     return fresh;
   }
 
+  /** Say what is true while learning has stopped, or goes on. */
+  tell(stopped) {
+    if (stopped === this.stopped) return;
+    this.stopped = stopped;
+    this.entries.forEach((entry) => this.draw(entry));
+  }
+
+  /** The answers are about to leave the page: from now on receipts offer to take their votes back. */
+  keep() {
+    for (const entry of this.entries.values()) {
+      entry.kept = true;
+      this.draw(entry);
+    }
+  }
+
   /** Show a vote as taken back, once the server has said so. */
   withdraw(id) {
     const entry = this.entries.get(id);
@@ -88,7 +104,7 @@ export class Receipts {
     return versions.filter((number) => number != null && number > before && number <= version).length;
   }
 
-  /** A vote from before the page was loaded anew has no answer to take it back at: its receipt offers it. */
+  /** A vote whose answer has left the page has nowhere else to be taken back: its receipt offers it. */
   async takeBack(entry) {
     const id = entry.item.dataset.receipt;
     try {
@@ -104,7 +120,7 @@ export class Receipts {
     const what = make("p", { class: "what" }, [make("span", { class: "kind" }, [kind]), ` · ${question}`]);
     const row = make("ol", { class: "steps", "aria-hidden": "true" }, steps(state).map(([name, done]) => make("li", done ? { class: "done" } : {}, [name])));
     item.dataset.status = state.status;
-    item.replaceChildren(what, row, make("p", { class: "sentence" }, [sentence(state)]));
+    item.replaceChildren(what, row, make("p", { class: "sentence" }, [sentence(state, this.stopped)]));
     if (kept && !["withdrawn", "unknown"].includes(state.status)) item.append(button("Take it back", {}, () => this.takeBack(entry)));
   }
 }

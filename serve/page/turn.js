@@ -84,7 +84,7 @@ export class Turn {
     } catch (error) {
       const stopped = error.name === "AbortError";
       this.answers.forEach((answer) => (answer.said || stopped ? answer.settle(true, "(stopped)") : answer.fail(`That did not work: ${error.message}`)));
-      if (!stopped) this.answers[0].actions.append(button("Ask again", {}, () => this.room.again(this)));
+      this.answers[0].actions.append(button("Ask again", {}, () => this.room.again(this)));
       return false;
     } finally {
       this.article.removeAttribute("aria-busy");
@@ -175,7 +175,7 @@ export class Turn {
     field.focus();
   }
 
-  /** Put the same question to the bare base model and to what is live now, side by side. */
+  /** Put the same question to the bare base model and to what is live now, side by side; nothing is learned from a look back. */
   async beforeAndNow(opener) {
     opener.disabled = true;
     const before = new Answer("Before: the model as it came");
@@ -183,7 +183,7 @@ export class Turn {
     const pair = make("div", { class: "answers pair", role: "group", "aria-label": "Before and now", "aria-busy": "true" }, [before.box, now.box]);
     this.article.append(pair);
     pair.scrollIntoView({ block: "nearest" });
-    const ask = (answer, request, waiting) => listen({ messages: this.messages, ...request }, [answer], this.stopper.signal, waiting)
+    const ask = (answer, request, waiting) => listen({ messages: this.messages, purpose: "evaluation", ...request }, [answer], this.stopper.signal, waiting)
       .then((told) => {
         answer.facts.textContent = `policy ${told.attune?.policy_version ?? 0}, ${request.candidates > 1 ? `best of ${request.candidates}` : "one try"}, ${told.seconds} s`;
         answer.actions.append(answer.facts);

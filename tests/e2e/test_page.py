@@ -2,11 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.fixtures.running import Running
 
@@ -103,6 +104,64 @@ def test_votes_outlive_a_reload_and_can_still_be_taken_back(page: Page) -> None:
     expect(page.locator(".receipt")).to_contain_text("Name a mountain.")
     page.get_by_role("button", name="Take it back").click()
     expect(page.locator(".receipt")).to_have_attribute("data-status", "withdrawn")
+
+
+def test_votes_can_be_taken_back_after_a_new_conversation_has_begun(page: Page) -> None:
+    send(page, "Name a lake.")
+    page.get_by_role("button", name="Good answer", exact=True).click()
+    expect(page.locator(".receipt")).to_contain_text("Name a lake.")
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.locator("article.turn")).to_have_count(0)
+    page.get_by_role("button", name="Take it back").click()
+    expect(page.locator(".receipt")).to_have_attribute("data-status", "withdrawn")
+
+
+def test_an_answer_that_was_stopped_can_be_asked_for_again(page: Page) -> None:
+    page.get_by_label("Your question").fill("Tell me about tea.")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Ask again").click()
+    expect(page.locator("article.turn")).to_have_count(2)
+    expect(page.locator("article.turn").nth(1)).not_to_have_attribute("aria-busy", "true", timeout=ANSWER_MS)
+    expect(page.locator("article.turn").nth(1).get_by_role("button", name="Good answer", exact=True)).to_be_visible()
+
+
+def test_a_double_click_on_send_asks_once_and_stops_nothing(page: Page) -> None:
+    page.get_by_label("Your question").fill("Name a flower.")
+    page.get_by_role("button", name="Send").dblclick()
+    expect(page.locator("article.turn")).to_have_count(1)
+    expect(page.locator("article.turn")).not_to_have_attribute("aria-busy", "true", timeout=ANSWER_MS)
+    expect(page.get_by_role("button", name="Good answer", exact=True)).to_be_visible()
+
+
+def status_as(page: Page, change: Callable[[dict[str, Any]], None]) -> None:
+    """Have the page read the server's status with something changed in it."""
+
+    def answer(route: Route) -> None:
+        response = route.fetch()
+        said = response.json()
+        change(said)
+        route.fulfill(response=response, json=said)
+
+    page.route("**/v1/attune/status", answer)
+
+
+def test_the_page_says_that_learning_has_stopped_and_why(page: Page) -> None:
+    status_as(page, lambda said: said.update(learner_stopped=["answers shrink"]))
+    send(page, "Name a colour.")
+    page.get_by_role("button", name="Good answer", exact=True).click()
+    expect(page.locator("#learning-stopped")).to_contain_text("Learning has stopped: answers shrink")
+    page.unroute("**/v1/attune/status")
+    expect(page.locator("#learning-stopped")).to_be_hidden(timeout=10_000)
+
+
+def test_a_policy_that_comes_back_after_the_engine_was_away_is_not_a_new_one(page: Page) -> None:
+    send(page, "Name a metal.")
+    versions = [1007, 0, 1007, 1008]
+    status_as(page, lambda said: said.update(policy_version=versions.pop(0) if len(versions) > 1 else versions[0]))
+    expect(page.locator('[data-policy="1008"]')).to_be_visible(timeout=15_000)
+    assert page.locator("[data-policy]").evaluate_all("all => all.map((one) => one.dataset.policy)") == ["1007", "1008"]
 
 
 def test_an_answer_is_written_better_and_before_and_now_stand_side_by_side(page: Page, tmp_path: Path) -> None:
