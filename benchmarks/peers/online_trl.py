@@ -31,8 +31,9 @@ if tokenizer.pad_token_id is None:
     tokenizer.pad_token_id = 0
 
 
-def answers(picked):
-    """Return the columns of a batch: each group's answers in turn."""
+def answers(prompts):
+    """Return the columns of a batch: each group's answers in turn. A prompt is its group's number."""
+    picked = [int(p) for p in prompts]
     own = dict.fromkeys(picked, 0)
     out = {"prompt_ids": [], "completion_ids": [], "logprobs": []}
     for g in picked:
@@ -52,7 +53,7 @@ class RecordedRLOO(RLOOTrainer):
     """RLOO that gets its answers from the record; GRPO has a hook for that."""
 
     def _generate(self, prompts):
-        out = answers([int(p) for p in prompts])
+        out = answers(prompts)
         return out["prompt_ids"], out["completion_ids"], [""] * len(prompts)
 
 
@@ -60,11 +61,10 @@ class Clock(TrainerCallback):
     """When each optimizer step ended."""
 
     def __init__(self):
-        self.cpu, self.wall = [], []
+        self.cpu = []
 
     def on_step_end(self, *args, **kwargs):
         self.cpu.append(time.process_time())
-        self.wall.append(time.perf_counter())
 
 
 clock, shared = Clock(), {
@@ -80,17 +80,10 @@ common = {
     "peft_config": LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM", **where),
 }  # fmt: skip
 if kind == "grpo":
-    trainer = GRPOTrainer(args=GRPOConfig(**shared), rollout_func=lambda prompts, _: answers([int(str(p)) for p in prompts]), **common)
+    trainer = GRPOTrainer(args=GRPOConfig(**shared), rollout_func=lambda prompts, _: answers(prompts), **common)
 else:
     trainer = RecordedRLOO(args=RLOOConfig(**shared), **common)
 trainer.train()
-cpu, wall = clock.cpu[epochs - 1 :: epochs], clock.wall[epochs - 1 :: epochs]
-print(
-    json.dumps(
-        {
-            "cpu_s": [b - a for a, b in pairwise(cpu)],
-            "wall_s": [b - a for a, b in pairwise(wall)],
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        }
-    )
-)
+ends = clock.cpu[epochs - 1 :: epochs]
+peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"cpu_s": [b - a for a, b in pairwise(ends)], "peak_mb": peak_mb}))

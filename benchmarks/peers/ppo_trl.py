@@ -34,7 +34,7 @@ marks = []
 
 
 def recorded_generation(model, queries, local_batch, pad_token_id, generation_config):
-    marks.append((time.process_time(), time.perf_counter()))
+    marks.append(time.process_time())
     given = [tuple(query) for query in queries.tolist()]
     responses = [answers[query][given[:n].count(query) % len(answers[query])] for n, query in enumerate(given)]
     both = torch.cat([queries, torch.tensor(responses)], 1)
@@ -43,7 +43,7 @@ def recorded_generation(model, queries, local_batch, pad_token_id, generation_co
         out = ppo_trainer.forward(model, both[start : start + local_batch], pad_token_id)
         logits.append(out.logits[:, queries.shape[1] - 1 : -1].float() / recorded["temperature"])
     logits = torch.cat(logits)
-    marks.append((time.process_time(), time.perf_counter()))
+    marks.append(time.process_time())
     return both, logits
 
 
@@ -72,6 +72,6 @@ trainer = PPOTrainer(
     peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM", **where),
 )  # fmt: skip
 trainer.train()
-marks.append((time.process_time(), time.perf_counter()))
-cpu, wall = ([after[n] - before[n] for before, after in zip(marks[1::2], marks[2::2], strict=True)] for n in (0, 1))
-print(json.dumps({"cpu_s": cpu[1:], "wall_s": wall[1:], "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+marks.append(time.process_time())
+cpu = [after - before for before, after in zip(marks[1::2], marks[2::2], strict=True)]
+print(json.dumps({"cpu_s": cpu[1:], "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))

@@ -47,7 +47,6 @@ async function ask(question) {
   }
   at("hello").hidden = true;
   running = new Turn(question.trim(), [...past(), { role: "user", content: question.trim() }], two.checked, room);
-  running.began = performance.now();
   turns.push(running);
   append(running.asked, running.article);
   send.textContent = "Stop";

@@ -65,7 +65,7 @@ async function listen(request, answers, signal, waiting) {
 export class Turn {
   /** `room` offers `receipts`, `say(text)` for short notes, and `conversation`, the id sent with every question. */
   constructor(question, messages, two, room) {
-    Object.assign(this, { question, messages, two, room, votes: new Map(), told: null, chosen: 0 });
+    Object.assign(this, { question, messages, two, room, votes: new Map(), told: null, chosen: 0, began: performance.now() });
     this.stopper = new AbortController();
     this.answers = two ? [new Answer("First answer"), new Answer("Second answer")] : [new Answer()];
     this.boxes = make("div", { class: two ? "answers pair" : "answers" }, this.answers.map((answer) => answer.box));

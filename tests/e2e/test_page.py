@@ -135,6 +135,17 @@ def test_a_double_click_on_send_asks_once_and_stops_nothing(page: Page) -> None:
     expect(page.get_by_role("button", name="Good answer", exact=True)).to_be_visible()
 
 
+def test_a_key_held_down_is_one_vote(page: Page) -> None:
+    send(page, "Name a tree.")
+    page.keyboard.press("ArrowUp")
+    for _ in range(4):
+        page.keyboard.down("+")
+    page.keyboard.up("+")
+    expect(page.get_by_role("button", name="Good answer", exact=True)).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".receipt")).not_to_have_attribute("data-status", "received", timeout=10_000)
+    expect(page.locator(".receipt")).not_to_have_attribute("data-status", "withdrawn")
+
+
 def status_as(page: Page, change: Callable[[dict[str, Any]], None]) -> None:
     """Have the page read the server's status with something changed in it."""
 
@@ -152,6 +163,7 @@ def test_the_page_says_that_learning_has_stopped_and_why(page: Page) -> None:
     send(page, "Name a colour.")
     page.get_by_role("button", name="Good answer", exact=True).click()
     expect(page.locator("#learning-stopped")).to_contain_text("Learning has stopped: answers shrink")
+    expect(page.locator(".receipt")).to_contain_text("once learning goes on", timeout=20_000)
     page.unroute("**/v1/attune/status")
     expect(page.locator("#learning-stopped")).to_be_hidden(timeout=10_000)
 
@@ -172,11 +184,14 @@ def test_an_answer_is_written_better_and_before_and_now_stand_side_by_side(page:
     page.get_by_role("button", name="Send this version").click()
     expect(field).to_have_count(0)
     expect(page.locator(".receipt").first).to_contain_text("Written better")
+    asked: list[dict[str, Any]] = []
+    page.on("request", lambda request: asked.append(request.post_data_json) if request.url.endswith("/chat/completions") else None)
     page.get_by_role("button", name="Before and now").click()
     pair = page.get_by_role("group", name="Before and now")
     expect(pair).not_to_have_attribute("aria-busy", "true", timeout=ANSWER_MS)
     expect(pair.locator(".answer").nth(0).locator(".facts")).to_contain_text("policy 0")
     expect(pair.locator(".trouble")).to_have_count(0)
+    assert [body["purpose"] for body in asked] == ["evaluation", "evaluation"], "nothing is learned from a look back"
     page.wait_for_timeout(1500)
     file = PICTURE if os.environ.get("ATTUNE_WRITE_DOCS") == "1" else tmp_path / "page.png"
     page.screenshot(path=file)
