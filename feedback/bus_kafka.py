@@ -57,8 +57,9 @@ class KafkaBus:
                 futures = [self._send(producer, record) for record in records]
                 for future in futures:
                     future.get(timeout=PUBLISH_TIMEOUT_S)
-        except Unavailable:
-            # What is still in its buffers would pile up with every further try: begin anew (the consumer drops what arrives twice).
+        except (Unavailable, InvalidRecord):
+            # What is still in its buffers would pile up with every further try, and after one refusal kafka-python's producer fails
+            # all that comes: begin anew (the consumer drops what arrives twice).
             self._close_producer(0.0)
             raise
 

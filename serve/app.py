@@ -22,9 +22,9 @@ from serve.routes import chat, feedback, models, page, status, versions
 log = structlog.get_logger()
 
 ODD = re.compile(r"[^\w]")
+"""What pydantic's own names of a value's readings have, and no field of ours."""
 RETRY_AFTER_S, BUSY_S = "5", "2"
 """A dead engine is back after four or five seconds, and clients that obey give up after two tries."""
-"""What pydantic's own names of a value's readings have, and no field of ours."""
 
 
 class BodyLimit:

@@ -86,10 +86,9 @@ log.addEventListener("keydown", (event) => {
   if (index < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.repeat && !event.key.startsWith("Arrow")) return; // a key held down is one vote
   const turn = turns[index];
-  const best = turn.two ? turn.chosen : 0;
   const actions = {
-    "+": () => turn.thumb(best, 1),
-    "-": () => turn.thumb(best, -1),
+    "+": () => turn.thumb(turn.chosen, 1),
+    "-": () => turn.thumb(turn.chosen, -1),
     1: () => turn.prefer(0),
     2: () => turn.prefer(1),
     ArrowUp: () => turns[Math.max(0, index - 1)].article.focus(),
@@ -136,6 +135,13 @@ function showStatus(now) {
   at("base-model").textContent = `Policy 0 is the bare model, ${String(now.base_model).split("/").at(-1)}.`;
 }
 
+/** Without a session, which only browsers on the server's machine get, nothing here can work: say what does, and stop asking. */
+function showElsewhere() {
+  document.querySelectorAll(".port").forEach((place) => { place.textContent = location.port || 80; });
+  at("elsewhere").hidden = false;
+  document.querySelectorAll("main button, main textarea, main input").forEach((control) => { control.disabled = true; });
+}
+
 /** Show the server's state, move the receipts on, and tell when a policy that learned this page's votes has gone live. */
 async function look() {
   try {
@@ -149,6 +155,7 @@ async function look() {
   } catch (error) {
     live.dataset.state = "away";
     live.textContent = error.status ? error.message : "the server is away, trying again";
+    if (error.status === 401) return showElsewhere();
   }
   setTimeout(look, document.hidden ? HIDDEN_POLL_MS : POLL_MS);
 }

@@ -65,7 +65,8 @@ async function listen(request, answers, signal, waiting) {
 export class Turn {
   /** `room` offers `receipts`, `say(text)` for short notes, and `conversation`, the id sent with every question. */
   constructor(question, messages, two, room) {
-    Object.assign(this, { question, messages, two, room, votes: new Map(), told: null, chosen: 0, began: performance.now() });
+    Object.assign(this, { question, messages, two, room, told: null, began: performance.now() });
+    Object.assign(this, { votes: new Map(), sent: Promise.resolve(), chosen: two ? null : 0 });
     this.stopper = new AbortController();
     this.answers = two ? [new Answer("First answer"), new Answer("Second answer")] : [new Answer()];
     this.boxes = make("div", { class: two ? "answers pair" : "answers" }, this.answers.map((answer) => answer.box));
@@ -74,7 +75,7 @@ export class Turn {
   }
 
   get text() {
-    return this.answers[this.chosen].said.trim();
+    return this.answers[this.chosen ?? 0].said.trim();
   }
 
   async run() {
@@ -98,11 +99,16 @@ export class Turn {
   }
 
   offer() {
-    const { policy_version: policy, reward_version: reward } = this.told.attune;
+    const { policy_version: policy, reward_version: reward, feedback_token: token } = this.told.attune;
+    if (!token) {
+      this.room.say("This answer could not be recorded, so it cannot be voted on");
+      return;
+    }
     this.answers.forEach((answer, index) => {
-      if (this.two) answer.actions.append(button("This one is better", { class: "pick", "aria-pressed": "false", "data-pick": index }, () => this.prefer(index)));
-      answer.up = button(this.two ? "" : "Good", { "aria-pressed": "false", "aria-label": "Good answer" }, () => this.thumb(index, 1), icon("thumb"));
-      answer.down = button(this.two ? "" : "Not good", { "aria-pressed": "false", "aria-label": "Not a good answer" }, () => this.thumb(index, -1), icon("thumb", "down"));
+      const name = (words) => ({ "aria-pressed": "false", "aria-label": this.two ? `${words}: ${["first", "second"][index]} answer` : words });
+      if (this.two) answer.actions.append(button("This one is better", { class: "pick", "data-pick": index, ...name("This one is better") }, () => this.prefer(index)));
+      answer.up = button(this.two ? "" : "Good", name("Good answer"), () => this.thumb(index, 1), icon("thumb"));
+      answer.down = button(this.two ? "" : "Not good", name("Not a good answer"), () => this.thumb(index, -1), icon("thumb", "down"));
       answer.actions.append(answer.up, answer.down);
       if (this.two) return;
       answer.actions.append(
@@ -116,8 +122,14 @@ export class Turn {
     last.actions.append(last.facts);
   }
 
+  /** Send a vote once those before it are through: votes of one person must not overtake each other while the server is away. */
+  send(...one) {
+    this.sent = this.sent.then(() => this.sendNow(...one));
+    return this.sent;
+  }
+
   /** Send a vote and start its receipt; the same vote again takes it back, another value replaces it. */
-  async send(slot, kind, value, choice, label) {
+  async sendNow(slot, kind, value, choice, label) {
     const before = this.votes.get(slot);
     try {
       if (before && JSON.stringify(before.value) === JSON.stringify(value)) {
@@ -141,6 +153,10 @@ export class Turn {
 
   async thumb(index, value) {
     if (!this.told?.attune) return;
+    if (index === null) {
+      this.room.say("Say first which answer is better: press 1 or 2");
+      return;
+    }
     const now = await this.send(`thumb-${index}`, "thumb", value, index, value === 1 ? "Good" : "Not good");
     this.answers[index].up.setAttribute("aria-pressed", String(now === 1));
     this.answers[index].down.setAttribute("aria-pressed", String(now === -1));
@@ -151,24 +167,28 @@ export class Turn {
     const named = this.told.attune.choices.map((choice) => choice.candidate);
     const now = await this.send("pair", "comparison", { better: named[index], worse: named[1 - index] }, 0, index === 0 ? "First is better" : "Second is better");
     const winner = now === null ? -1 : named.indexOf(now.better);
-    if (winner >= 0) this.chosen = winner;
+    this.chosen = winner < 0 ? null : winner;
     this.answers.forEach((answer, place) => {
       answer.box.classList.toggle("chosen", place === winner);
       answer.actions.querySelector("[data-pick]").setAttribute("aria-pressed", String(place === winner));
     });
   }
 
-  /** Let the person write the answer as they would have had it. */
+  /** Let the person write the answer as they would have had it, write it once more, or take back what they wrote. */
   mend(answer) {
     if (answer.box.querySelector(".mend")) return;
     const field = make("textarea", { rows: "3", "aria-label": "The answer as you would have had it", maxlength: "4000" });
-    field.value = answer.said.trim();
+    const sent = this.votes.get("edit")?.value;
+    field.value = sent ?? answer.said.trim();
     const form = make("form", { class: "mend" }, [field, make("div", { class: "actions" }, [make("button", { class: "pick", type: "submit" }, ["Send this version"])])]);
-    form.querySelector(".actions").append(button("Leave it", {}, () => form.remove()));
+    const actions = form.querySelector(".actions");
+    actions.append(button("Leave it", {}, () => form.remove()));
+    const takeBack = async () => (await this.send("edit", "edit", sent, 0, "Written better")) === null && form.remove();
+    if (sent) actions.append(button("Take it back", {}, takeBack));
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       const text = field.value.trim();
-      if (!text || text === answer.said.trim()) return;
+      if (!text || text === (sent ?? answer.said.trim())) return;
       if ((await this.send("edit", "edit", text, 0, "Written better")) === text) form.remove();
     });
     answer.box.append(form);

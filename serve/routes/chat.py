@@ -31,7 +31,9 @@ async def chat(body: ChatRequest, request: Request, caller: Known) -> Response:
     config = state.config.serve
     if len(body.messages) > config.max_messages:
         raise RequestError(f"at most {config.max_messages} messages are accepted", param="messages")
-    if body.purpose == "learning" and (state.active or caller.by != "key"):
+    if body.purpose == "learning" and caller.by != "key":
+        raise RequestError("Answers to learn from are asked for with the API key.", status=403, param="purpose", code="key_required")
+    if body.purpose == "learning" and state.active:
         raise RequestError("People are being answered; learning has to wait.", status=503, code="people_first")
     if state.active >= config.max_concurrent_requests:
         raise RequestError("The server is busy; try again in a moment.", status=503, code="overloaded")
@@ -46,13 +48,12 @@ async def chat(body: ChatRequest, request: Request, caller: Known) -> Response:
             interaction = state.proxy.answered[ask.interaction_id]
             extension = _extension(interaction, state)
             reply |= {"model": body.model, "attune": extension}
-            return JSONResponse(reply, headers={"x-attune-feedback-token": extension["feedback_token"]})
+            return JSONResponse(reply, headers=_headers(extension))
         first = await _unless_gone(request, anext(reply), until)
         _raise_if_error(first, state.proxy.failed.get(ask.interaction_id))
         extension = _extension(state.proxy.answered[ask.interaction_id], state)
         stream = _finish(state, ask, started, _with_extension(first, reply, body.model, extension))
-        headers = {"x-attune-feedback-token": extension["feedback_token"], "cache-control": "no-cache"}
-        response = StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+        response = StreamingResponse(stream, media_type="text/event-stream", headers=_headers(extension) | {"cache-control": "no-cache"})
         reply = response
         return response
     finally:
@@ -97,16 +98,23 @@ def _body(body: ChatRequest, ask: Ask, config: Config) -> dict[str, Any]:
 
 
 def _extension(interaction: Interaction, state: Any) -> dict[str, Any]:
+    kept = state.recent.get(interaction.id) is not None  # a vote on what could not be recorded would wait for it in vain
+    token = state.tokens.for_interaction(interaction.id, interaction.policy_version, interaction.user) if kept else None
     return {
         "interaction_id": interaction.id,
         "policy_version": interaction.policy_version,
         "reward_version": interaction.reward_version,
-        "feedback_token": state.tokens.for_interaction(interaction.id, interaction.policy_version, interaction.user),
+        "feedback_token": token,
         "choices": [
             {"candidate": index, "propensity": propensity, "scores": dict(interaction.candidates[index].scores)}
             for index, propensity in zip(interaction.shown, interaction.propensities, strict=True)
         ],
     }
+
+
+def _headers(extension: dict[str, Any]) -> dict[str, str]:
+    token = extension["feedback_token"]
+    return {"x-attune-feedback-token": token} if token else {}
 
 
 async def _with_extension(first: str, rest: AsyncIterator[str], model: str, extension: dict[str, Any]) -> AsyncIterator[str]:

@@ -78,12 +78,20 @@ def test_two_answers_side_by_side_and_one_is_better(page: Page) -> None:
     send(page, "Why do people like rainy days?")
     turn = page.locator("article.turn").first
     expect(turn.locator(".answer")).to_have_count(2)
+    names = turn.get_by_role("button").evaluate_all("all => all.map((one) => one.ariaLabel)")
+    assert len(set(names)) == len(names) == 6
     page.keyboard.press("ArrowUp")
+    page.keyboard.press("+")
+    expect(page.locator("#toast")).to_contain_text("press 1 or 2")
+    expect(page.locator(".receipt")).to_have_count(0)
     page.keyboard.press("2")
     expect(turn.locator("[data-pick='1']")).to_have_attribute("aria-pressed", "true")
     expect(turn.locator(".answer").nth(1)).to_have_class(re.compile("chosen"))
     expect(page.locator(".receipt").first).to_contain_text("Second is better")
     expect(page.locator(".receipt").first).not_to_have_attribute("data-status", "received", timeout=10_000)
+    page.keyboard.press("+")
+    expect(page.get_by_role("button", name="Good answer: second answer", exact=True)).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="Good answer: first answer", exact=True)).to_have_attribute("aria-pressed", "false")
 
 
 def test_a_vote_given_twice_is_taken_back(page: Page) -> None:
@@ -144,6 +152,56 @@ def test_a_key_held_down_is_one_vote(page: Page) -> None:
     expect(page.get_by_role("button", name="Good answer", exact=True)).to_have_attribute("aria-pressed", "true")
     expect(page.locator(".receipt")).not_to_have_attribute("data-status", "received", timeout=10_000)
     expect(page.locator(".receipt")).not_to_have_attribute("data-status", "withdrawn")
+
+
+def test_what_was_written_better_can_be_written_anew_and_taken_back(page: Page) -> None:
+    send(page, "Suggest a name for a dog.")
+    field = page.get_by_label("The answer as you would have had it")
+    for before, text in ((None, "Call him Bo."), ("Call him Bo.", "Call him Ed.")):
+        page.get_by_role("button", name="Write it better").click()
+        if before:
+            expect(field).to_have_value(before)
+        field.fill(text)
+        page.get_by_role("button", name="Send this version").click()
+        expect(field).to_have_count(0)
+    expect(page.locator(".receipt")).to_have_count(1)
+    page.get_by_role("button", name="Write it better").click()
+    expect(field).to_have_value("Call him Ed.")
+    page.get_by_role("button", name="Take it back").click()
+    expect(field).to_have_count(0)
+    expect(page.locator(".receipt")).to_have_attribute("data-status", "withdrawn")
+
+
+def test_votes_wait_for_the_server_and_do_not_overtake_each_other(chromium: Browser, running: Running) -> None:
+    with chromium.new_context() as context:
+        page, votes = context.new_page(), []
+        page.goto(running.url)
+
+        def away_at_first(route: Route) -> None:
+            votes.append((route.request.post_data_json["value"], route.request.headers["idempotency-key"]))
+            if len(votes) < 3:
+                route.fulfill(status=503, json={"error": {"message": "The server restarts."}})
+            else:
+                route.continue_()
+
+        page.route("**/v1/feedback", away_at_first)
+        send(page, "Name a bridge.")
+        page.keyboard.press("ArrowUp")
+        page.keyboard.press("+")
+        page.keyboard.press("-")
+        expect(page.get_by_role("button", name="Not a good answer")).to_have_attribute("aria-pressed", "true", timeout=10_000)
+        expect(page.get_by_role("button", name="Good answer", exact=True)).to_have_attribute("aria-pressed", "false")
+        assert [value for value, _ in votes] == [1, 1, 1, -1]
+        assert [len({key for value, key in votes if value == given}) for given in (1, -1)] == [1, 1], "sent again, not anew"
+
+
+def test_a_browser_of_another_machine_is_told_how_to_get_in(chromium: Browser, running: Running) -> None:
+    with chromium.new_context(extra_http_headers={"Via": "1.1 proxy"}) as context:
+        page = context.new_page()
+        page.goto(running.url)
+        expect(page.get_by_role("alert")).to_contain_text(f":127.0.0.1:{running.url.rsplit(':', 1)[1]}")
+        for control in page.locator("main").locator("button, textarea, input").all():
+            expect(control).to_be_disabled()
 
 
 def status_as(page: Page, change: Callable[[dict[str, Any]], None]) -> None:

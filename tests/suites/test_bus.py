@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from attune.config import BusSection, Config, as_toml
 from attune.errors import InvalidRecord, Unavailable
 from attune.events import Record, encode
-from feedback import bus_kafka
+from attune.types import Kind
+from feedback import bus_kafka, outbox_metrics
 from feedback.bus import MAX_OFFERED, MAX_RECORD_BYTES, Bus, Delivery, Outbox, Partition, open_bus
 from feedback.bus_embedded import EmbeddedBus
 from feedback.spool import Spool
@@ -277,6 +279,37 @@ def test_partitions_that_an_operator_adds_are_read_from_their_beginning(kafka_br
     writer.close()
     assert sorted(found) == sorted(record.id for record in records)
     assert any(partition.number for partition in positions)  # of the new ones
+
+
+async def test_an_event_that_the_broker_will_never_take_is_kept_and_stops_nobody(kafka_broker: Broker, tmp_path: Path) -> None:
+    prefix = f"small-{uuid.uuid4().hex[:8]}"
+    section = BusSection(kind="kafka", bootstrap=kafka_broker.bootstrap, topic_prefix=prefix, partitions=1)
+    config = Config(home=tmp_path, bus=section)
+    reader = await asyncio.to_thread(open_bus, config, "reader")
+    admin = KafkaAdminClient(bootstrap_servers=kafka_broker.bootstrap)
+    lower = ConfigResource(ConfigResourceType.TOPIC, f"{prefix}.feedback", configs={"max.message.bytes": "2000"})
+    await asyncio.to_thread(admin.alter_configs, [lower])
+    admin.close()
+    refused, outbox = outbox_metrics.RELAY_REFUSED._value.get(), Outbox(config)
+    await outbox.start()
+    large = encode(vote("large", value="x" * 5000, kind=Kind.EDIT))
+    await asyncio.gather(*(outbox.put(record) for record in (*votes(3, "before"), large, *votes(3, "after"))))
+    good = {record.id for record in (*votes(3, "before"), *votes(3, "after"))}
+    positions, found = dict.fromkeys(reader.assignments(), 0), set[str]()
+    until = time.monotonic() + 20
+    while found < good and time.monotonic() < until:  # some arrive twice
+        found |= {delivery.record.id for delivery in await asyncio.to_thread(read_all, reader, 1, positions, 2.0)}
+    while outbox.waiting and time.monotonic() < until:
+        await asyncio.sleep(0.02)
+    assert outbox.waiting == 0
+    await outbox.stop()
+    await asyncio.to_thread(reader.close)
+    assert found == good
+    assert outbox_metrics.RELAY_REFUSED._value.get() == refused + 1
+    with sqlite3.connect(config.spool_file) as db:
+        ((key, body, reason),) = db.execute("SELECT key, body, reason FROM refused").fetchall()
+    assert (key, body) == (large.key, large.body)
+    assert "lower than this event" in reason
 
 
 async def _arrived_around_an_outage(broker: Broker, home: Path) -> int:

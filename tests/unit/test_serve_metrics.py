@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from attune.frozen import FrozenBase
 from attune.registry import Registry
 from attune.types import LEARNING
 from feedback.views import Views
 from serve import metrics
 from serve.announcer import Announcer
+from serve.scorer import Scorer, Wish
 from tests.suites.events import interaction
 
 
@@ -70,6 +72,22 @@ def test_a_report_is_shown_for_as_long_as_its_version_is_live(tmp_path: Path) ->
     asyncio.run(announcer("policy", 0))
     assert shown == [{"kl_to_ref", "entropy"}, {"loss"}]
     assert not metrics.POLICY_FIGURE.collect()[0].samples
+
+
+class Broken:
+    """A frozen pass that fails, as it might where memory runs out."""
+
+    feature_width = 4
+
+    def look(self, *what: object) -> None:
+        raise MemoryError
+
+
+async def test_a_reply_whose_ranking_fails_is_given_unranked_and_counted() -> None:
+    candidates, before = interaction("i1").candidates, metrics.SCORER_FAILURES._value.get()
+    scored = await Scorer(cast(FrozenBase, Broken()), 1.0).score([1], candidates, 0.7, Wish("Hi.", {}))
+    assert (scored.candidates, scored.reward_version) == (candidates, 0)
+    assert metrics.SCORER_FAILURES._value.get() == before + 1
 
 
 def sampled() -> tuple[float, float]:
