@@ -34,8 +34,10 @@ function append(...elements) {
   if (following) elements.at(-1).scrollIntoView({ block: "end" });
 }
 
+/** What was said last, but nothing from before a question that the server refused: it may have been too much for it. */
 function past() {
-  return turns.filter((turn) => turn.told && turn.text).slice(-4)
+  const from = turns.findLastIndex((turn) => turn.refused) + 1;
+  return turns.slice(from).filter((turn) => turn.told && turn.text).slice(-4)
     .flatMap((turn) => [{ role: "user", content: turn.question }, { role: "assistant", content: turn.text }]);
 }
 
@@ -123,6 +125,12 @@ function milestone(version, votes) {
   else append(make("p", { class: "milestone", "data-policy": version }, [make("span", {}, [text])]));
 }
 
+/** Show a note while there is something to say. */
+function note(id, words) {
+  at(id).hidden = !words;
+  at(id).textContent = words;
+}
+
 function showStatus(now) {
   live.dataset.state = "up";
   live.textContent = `policy ${now.policy_version}, reward ${now.reward_version}`;
@@ -130,8 +138,10 @@ function showStatus(now) {
   at("reward-version").textContent = now.reward_version;
   for (const name of ["received", "stored", "learned"]) at(`votes-${name}`).textContent = now.votes[name];
   const stopped = now.learner_stopped.join("; ");
-  at("learning-stopped").hidden = !stopped;
-  at("learning-stopped").textContent = stopped && `Learning has stopped: ${stopped}. Votes are kept; they are learned once an operator lets it go on.`;
+  note("learning-stopped", stopped && `Learning has stopped: ${stopped}. Votes are kept; they are learned once an operator lets it go on.`);
+  const newer = now.refused.filter(({ kind, number }) => number > now[`${kind}_version`]);
+  const refused = newer.map(({ kind, number, reason }) => `${kind} ${number} (${reason})`).join("; ");
+  note("versions-refused", refused && `Not taken into service: ${refused}. What served before still does.`);
   at("base-model").textContent = `Policy 0 is the bare model, ${String(now.base_model).split("/").at(-1)}.`;
 }
 
@@ -146,7 +156,7 @@ function showElsewhere() {
 async function look() {
   try {
     const now = await status();
-    receipts.tell(now.learner_stopped.length > 0);
+    receipts.tell(now.learner_stopped.length > 0, now.reward_version);
     await receipts.refresh(now.policy_version !== livePolicy);
     showStatus(now);
     if (newestPolicy !== null && now.policy_version > newestPolicy) milestone(now.policy_version, receipts.learnedBetween(newestPolicy, now.policy_version));

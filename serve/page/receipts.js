@@ -10,15 +10,18 @@ const FINAL = new Set(["withdrawn", "unusable", "unknown"]);
 const SETTLED = new Set(["live", "rolled_back"]); // until another policy goes live
 const seconds = (from, to) => `${Math.max(0, to - from).toFixed(to - from < 10 ? 1 : 0)} s`;
 
-function sentence(state, stopped) {
+function sentence(state, stopped, reward) {
   const { status, received_at: from } = state;
   if (status === "withdrawn") return "Taken back. The next versions will not learn from it.";
   if (status === "rolled_back") return `Policy ${state.policy_version} learned it and was rolled back.`;
   if (status === "unknown") return "This server does not know the vote: it has another store than when you voted.";
   if (status === "unusable") return `Stored, but nothing is learned from it: ${state.reason}.`;
   if (status === "live") return `Live in policy ${state.policy_version}, ${seconds(from, state.live_since)} after your vote.`;
-  if (state.policy_version != null) return `In policy ${state.policy_version}, which is about to go live.`;
-  if (state.reward_version != null) return `Reward model ${state.reward_version} chooses by it already; the policy trains on it ${stopped ? "once learning goes on" : "next"}.`;
+  if (state.policy_version != null) return `In policy ${state.policy_version}, which is not live yet.`;
+  if (state.reward_version != null) {
+    const chooses = reward >= state.reward_version ? "chooses by it already" : "has learned it";
+    return `Reward model ${state.reward_version} ${chooses}; the policy trains on it ${stopped ? "once learning goes on" : "next"}.`;
+  }
   if (state.stored_at != null) return `Stored after ${seconds(from, state.stored_at)}; the reward model learns it next.`;
   return "Safe on disk, on its way to the store.";
 }
@@ -39,6 +42,7 @@ export class Receipts {
     this.empty = empty;
     this.entries = new Map();
     this.stopped = false;
+    this.reward = 0;
     for (const [id, kind, question] of JSON.parse(sessionStorage.getItem(KEPT) || "[]")) this.add(id, kind, question, true);
   }
 
@@ -74,10 +78,10 @@ export class Receipts {
     return fresh;
   }
 
-  /** Say what is true while learning has stopped, or goes on. */
-  tell(stopped) {
-    if (stopped === this.stopped) return;
-    this.stopped = stopped;
+  /** Say what is true while learning has stopped, or goes on, and while this reward model ranks. */
+  tell(stopped, reward) {
+    if (stopped === this.stopped && reward === this.reward) return;
+    Object.assign(this, { stopped, reward });
     this.entries.forEach((entry) => this.draw(entry));
   }
 
@@ -120,7 +124,7 @@ export class Receipts {
     const what = make("p", { class: "what" }, [make("span", { class: "kind" }, [kind]), ` · ${question}`]);
     const row = make("ol", { class: "steps", "aria-hidden": "true" }, steps(state).map(([name, done]) => make("li", done ? { class: "done" } : {}, [name])));
     item.dataset.status = state.status;
-    item.replaceChildren(what, row, make("p", { class: "sentence" }, [sentence(state, this.stopped)]));
+    item.replaceChildren(what, row, make("p", { class: "sentence" }, [sentence(state, this.stopped, this.reward)]));
     if (kept && !["withdrawn", "unknown"].includes(state.status)) item.append(button("Take it back", {}, () => this.takeBack(entry)));
   }
 }

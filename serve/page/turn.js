@@ -65,7 +65,7 @@ async function listen(request, answers, signal, waiting) {
 export class Turn {
   /** `room` offers `receipts`, `say(text)` for short notes, and `conversation`, the id sent with every question. */
   constructor(question, messages, two, room) {
-    Object.assign(this, { question, messages, two, room, told: null, began: performance.now() });
+    Object.assign(this, { question, messages, two, room, told: null, refused: false, began: performance.now() });
     Object.assign(this, { votes: new Map(), sent: Promise.resolve(), chosen: two ? null : 0 });
     this.stopper = new AbortController();
     this.answers = two ? [new Answer("First answer"), new Answer("Second answer")] : [new Answer()];
@@ -84,7 +84,9 @@ export class Turn {
       this.told = await listen(request, this.answers, this.stopper.signal, `Choosing among ${CANDIDATES} answers`);
     } catch (error) {
       const stopped = error.name === "AbortError";
-      this.answers.forEach((answer) => (answer.said || stopped ? answer.settle(true, "(stopped)") : answer.fail(`That did not work: ${error.message}`)));
+      this.refused = error.status === 400;
+      const hint = this.refused && this.messages.length > 1 ? " What was said before is left out from here on: ask again." : "";
+      this.answers.forEach((answer) => (answer.said || stopped ? answer.settle(true, "(stopped)") : answer.fail(`That did not work: ${error.message}${hint}`)));
       this.answers[0].actions.append(button("Ask again", {}, () => this.room.again(this)));
       return false;
     } finally {

@@ -226,6 +226,57 @@ def test_the_page_says_that_learning_has_stopped_and_why(page: Page) -> None:
     expect(page.locator("#learning-stopped")).to_be_hidden(timeout=10_000)
 
 
+def test_the_page_says_which_versions_were_not_taken_into_service_and_does_not_say_that_they_rank(page: Page) -> None:
+    refused = [{"kind": "policy", "number": 1007, "reason": "it holds what is no number"}, {"kind": "policy", "number": 0, "reason": "old news"}]
+    status_as(page, lambda said: said.update(refused=refused, reward_version=0))
+    send(page, "Name a shape.")
+    page.get_by_role("button", name="Good answer", exact=True).click()
+    expect(page.locator("#versions-refused")).to_contain_text("policy 1007 (it holds what is no number).")
+    expect(page.locator("#versions-refused")).not_to_contain_text("old news")
+    expect(page.locator(".receipt .sentence")).to_have_text(re.compile(r"^Reward model \d+ has learned it;"), timeout=20_000)
+    page.unroute("**/v1/attune/status")
+    expect(page.locator("#versions-refused")).to_be_hidden(timeout=10_000)
+    expect(page.locator(".receipt .sentence")).to_have_text(re.compile("chooses by it already|Policy|policy"), timeout=10_000)
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"status": "rolled_back", "policy_version": 7}, "Policy 7 learned it and was rolled back."),
+        ({"status": "unusable", "reason": "it says the same as the answer"}, "nothing is learned from it: it says the same as the answer."),
+        ({"status": "learned", "policy_version": 7}, "In policy 7, which is not live yet."),
+    ],
+)
+def test_a_receipt_says_what_became_of_the_vote(page: Page, said: dict[str, Any], sentence: str) -> None:
+    def answer(route: Route) -> None:
+        response = route.fetch()
+        route.fulfill(response=response, json=response.json() | said)
+
+    page.route(re.compile(r"/v1/feedback/.+"), answer)
+    send(page, "Name a sea.")
+    page.get_by_role("button", name="Good answer", exact=True).click()
+    expect(page.locator(".receipt .sentence")).to_contain_text(sentence, timeout=10_000)
+
+
+def test_a_conversation_that_grew_too_long_goes_on_without_what_was_said_before(chromium: Browser, running: Running) -> None:
+    with chromium.new_context() as context:
+        page = context.new_page()
+        page.goto(running.url)
+        field, turns = page.get_by_label("Your question"), page.locator("article.turn")
+        for number in range(3):
+            field.fill("Name a wind. " * 300)
+            field.press("Enter")
+            expect(turns).to_have_count(number + 1)
+            expect(turns.nth(number)).not_to_have_attribute("aria-busy", "true", timeout=ANSWER_MS)
+            if turns.nth(number).locator(".trouble").count():
+                break
+        expect(turns.last.locator(".trouble")).to_contain_text("left out from here on")
+        turns.last.get_by_role("button", name="Ask again").click()
+        expect(turns).to_have_count(number + 2)
+        expect(turns.last).not_to_have_attribute("aria-busy", "true", timeout=ANSWER_MS)
+        expect(turns.last.get_by_role("button", name="Good answer", exact=True)).to_be_visible()
+
+
 def test_a_policy_that_comes_back_after_the_engine_was_away_is_not_a_new_one(page: Page) -> None:
     send(page, "Name a metal.")
     versions = [1007, 0, 1007, 1008]

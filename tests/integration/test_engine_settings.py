@@ -1,14 +1,17 @@
 """Settings that vLLM refuses are a configuration error with its own words, and not a program that dies again and again."""
 
 from pathlib import Path
-from typing import Any, get_args
+from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from vllm.config.lora import MaxLoRARanks
 
 from attune.config import Config, ModelSection, ServeSection
 from attune.errors import ConfigError, Unavailable
+from attune.registry import Registry
 from serve import engine
+from serve.slot import Slots
 from serve.swap import MAX_FAILED_REBUILDS, Swapper
 
 
@@ -30,21 +33,30 @@ def test_there_is_room_for_an_adapter_of_every_rank_that_may_be_configured() -> 
         ModelSection(lora_rank=513)
 
 
-class Dying(Swapper):
-    """A swapper whose engine dies a few times while it brings the champion in."""
+class Away:
+    """An engine that is dead, and that cannot be brought back the next few times."""
 
-    def __init__(self, deaths: int) -> None:
-        self.left, self.rounds, self._failed_rebuilds = deaths, 0, 0
+    def __init__(self, failures: int) -> None:
+        self.dead, self.failures, self.tries = True, failures, 0
 
-    async def once(self) -> None:
-        self.rounds += 1
-        if self.rounds <= self.left:
-            self._failed_rebuilds = self.rounds
+    async def rebuild(self) -> None:
+        self.tries += 1
+        self.failures -= 1
+        if self.failures >= 0:
             raise Unavailable("the engine died")
+        self.dead = False
 
 
-@pytest.mark.parametrize(("deaths", "rounds", "hopeless"), [(0, 1, False), (2, 3, False), (9, MAX_FAILED_REBUILDS, True)])
-async def test_a_champion_that_kills_the_engine_does_not_keep_the_server_from_starting(deaths: int, rounds: int, hopeless: Any) -> None:
-    swapper = Dying(deaths)
+@pytest.mark.parametrize(("failures", "tries", "hopeless"), [(0, 1, False), (2, 3, False), (9, MAX_FAILED_REBUILDS, True)])
+async def test_an_engine_that_comes_back_in_time_keeps_the_server_and_every_death_counts_anew(
+    tmp_path: Path, failures: int, tries: int, hopeless: bool
+) -> None:
+    engine, slots, scorer = Away(failures), Slots(), SimpleNamespace(reward=SimpleNamespace(version=0))
+    swapper = Swapper(Config(home=tmp_path), Registry(tmp_path / "registry"), engine, slots, scorer, None, None)  # type: ignore[arg-type]
     await swapper.begin()
-    assert (swapper.rounds, swapper.hopeless) == (rounds, hopeless)
+    assert (engine.tries, swapper.hopeless, slots.suspended) == (tries, hopeless, hopeless)
+    if not hopeless:
+        engine.dead, engine.failures = True, 2
+        await swapper.begin()
+        assert not engine.dead
+        assert not swapper.hopeless

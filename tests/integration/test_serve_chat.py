@@ -72,9 +72,11 @@ def test_logprobs_and_json_come_from_vllm(bench: Bench) -> None:
     assert len(reply.choices[0].logprobs.content[0].top_logprobs) == 2
     assert ask(bench).choices[0].logprobs is None
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
-    shaped = ask(bench, max_tokens=30, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
-    if shaped.choices[0].finish_reason == "stop":
-        assert isinstance(json.loads(shaped.choices[0].message.content or "")["a"], bool)
+    shaped = ask(bench, n=16, max_tokens=200, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+    finished = [c for c in shaped.choices if c.finish_reason == "stop"]  # some fill their space with blanks, which the grammar allows
+    assert finished
+    for choice in finished:
+        assert isinstance(json.loads(choice.message.content or "")["a"], bool)
 
 
 def test_a_forced_tool_call_has_arguments_of_its_schema(bench: Bench) -> None:
