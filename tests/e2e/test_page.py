@@ -227,7 +227,10 @@ def test_the_page_says_that_learning_has_stopped_and_why(page: Page) -> None:
 
 
 def test_the_page_says_which_versions_were_not_taken_into_service_and_does_not_say_that_they_rank(page: Page) -> None:
-    refused = [{"kind": "policy", "number": 1007, "reason": "it holds what is no number"}, {"kind": "policy", "number": 0, "reason": "old news"}]
+    refused = [
+        {"kind": "policy", "number": 1007, "reason": "it holds what is no number"},
+        {"kind": "policy", "number": 0, "reason": "old news"},
+    ]
     status_as(page, lambda said: said.update(refused=refused, reward_version=0))
     send(page, "Name a shape.")
     page.get_by_role("button", name="Good answer", exact=True).click()
