@@ -1,6 +1,7 @@
 """The operator's way to the dead letters: `python -m feedback.dlq list | show | replay | discard`.
 
-A replay takes the events in as if they arrived now and is harmless to repeat. What cannot be read still stays where it is.
+A replay takes the events in as if they arrived now and is harmless to repeat. What cannot be read still stays where it is. Events that
+a broker will never take are listed beside those that the consumer could not read; a replay writes them to the store without the broker.
 """
 
 import argparse
@@ -9,8 +10,13 @@ from pathlib import Path
 
 from attune.config import load
 from attune.errors import AttuneError
+from feedback.bus import Partition
 from feedback.dead_letters import DeadLetter
+from feedback.spool import Spool
 from feedback.store import Store
+
+REFUSED = Partition("refused", 0)
+"""Where events stand that the broker refused: their offsets are those of the spool."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,24 +27,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="TOPIC/PARTITION/OFFSET", help="which ones, as `list` names them; or `all`")
     asked = parser.parse_args(arguments)
     try:
-        store = Store.open(load(asked.config).store_url)
+        config = load(asked.config)
+        store, spool = Store.open(config.store_url), Spool(config.spool_file)
     except AttuneError as error:
         print(f"dlq: {error}", file=sys.stderr)
         return 2
     try:
-        return _run(store, asked.command, set(asked.names))
+        return _run(store, spool, asked.command, set(asked.names))
     finally:
+        spool.close()
         store.close()
 
 
-def _run(store: Store, command: str, names: set[str]) -> int:
-    letters = [letter for letter in store.dead_letters(limit=10_000) if command == "list" or names & {"all", letter.name}]
+def _run(store: Store, spool: Spool, command: str, names: set[str]) -> int:
+    refused = (DeadLetter(REFUSED, offset, reason, r.key, r.headers, r.body) for (offset, r), reason in spool.refused())
+    letters = [letter for letter in (*store.dead_letters(limit=10_000), *refused) if command == "list" or names & {"all", letter.name}]
     failed = bool(names - {"all"} - {letter.name for letter in letters})
     if command != "list" and not letters:
         print("dlq: no such dead letter; `list` names those there are, `all` means every one", file=sys.stderr)
         return 1
     for letter in letters:
-        failed |= not _one(store, command, letter)
+        done = _one(store, command, letter)
+        failed |= not done
+        if done and letter.partition == REFUSED and command in ("replay", "discard"):
+            spool.forget_refused(letter.offset)
     return int(failed)
 
 

@@ -96,6 +96,17 @@ class Spool:
             )
             db.execute("DELETE FROM records WHERE number = ?", (offset + 1,))
 
+    def refused(self) -> list[tuple[Row, str]]:
+        """Return what was set aside, oldest first, each with the reason."""
+        with _translated(self.path):
+            rows = self._db.execute("SELECT offset, key, headers, body, reason FROM refused ORDER BY offset").fetchall()
+        return [((offset, Record(key, json.loads(headers), bytes(body))), reason) for offset, key, headers, body, reason in rows]
+
+    def forget_refused(self, offset: int) -> None:
+        """Delete what was set aside from this offset."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM refused WHERE offset = ?", (offset,))
+
     def trim(self, before: int, written_before: float, limit: int = 5000) -> int:
         """Delete up to `limit` records under offset `before` that were written before that time; return how many."""
         with self._transaction() as db:

@@ -22,6 +22,7 @@ from attune.types import Feedback, Interaction, Withdrawal
 from feedback.bus import Bus, open_bus
 from feedback.consumer import Consumer
 from feedback.dlq import main
+from feedback.spool import Spool
 from feedback.store import Fenced, Store, StoreCounts
 from tests.suites.events import corrupt, interaction, vote, withdrawal
 
@@ -124,6 +125,23 @@ def test_dead_letters_are_listed_replayed_and_discarded(
     assert dlq("discard", unread) == (0, f"{unread}\tdiscarded\n")
     assert dlq("discard", unread)[0] == 1
     assert store.counts().dead_letters == 0
+
+
+def test_what_the_broker_refused_is_taken_in_without_it_or_discarded(
+    store: Store, store_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, spool = store_config.home / "attune.toml", Spool(store_config.spool_file)
+    file.write_text(as_toml(store_config))
+    spool.append([encode(vote("large")), encode(interaction()), encode(vote("other", name="fb-2"))])
+    for row in spool.read(0, 3):
+        spool.set_aside(row, "larger than the broker takes")
+    assert main(["--config", str(file), "list"]) == 0
+    assert capsys.readouterr().out.count("larger than the broker takes") == 3
+    assert main(["--config", str(file), "discard", "refused/0/2"]) == 0
+    assert main(["--config", str(file), "replay", "all"]) == 0
+    assert store.counts() == StoreCounts(interactions=1, feedback=1, orphans=0, dead_letters=0)
+    assert (spool.refused(), spool.count()) == ([], 0)
+    spool.close()
 
 
 def test_a_long_run_of_bad_events_stops_the_consumer_and_discards_nothing(bus: Bus, store: Store) -> None:
