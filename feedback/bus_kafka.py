@@ -189,8 +189,10 @@ class KafkaBus:
 
     def _close_producer(self, timeout_s: float) -> None:
         if self._producer is not None:
-            with suppress(KafkaError):
+            try:
                 self._producer.close(timeout=timeout_s)  # without a timeout it may wait for ever
+            except KafkaError:  # what it could not send in time: it raises before it tells its thread to end
+                self._producer._sender.force_close()
             self._producer = None
 
 

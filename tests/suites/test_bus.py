@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -251,6 +252,28 @@ def test_tries_to_reach_a_broker_that_is_away_leave_nothing_open() -> None:
         with pytest.raises(Unavailable, match="Kafka is away"):
             open_bus(config, "writer")
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) <= before
+
+
+def test_a_producer_that_is_given_up_with_events_in_flight_ends_its_thread(
+    kafka_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kafka_broker.process is None:
+        pytest.skip("the broker is not ours to stop")
+    section = BusSection(kind="kafka", bootstrap=kafka_broker.bootstrap, topic_prefix=f"late-{uuid.uuid4().hex[:8]}", partitions=1)
+    before, writer = threading.active_count(), open_bus(Config(bus=section), "writer")
+    writer.publish(votes(1, "in time"))
+    monkeypatch.setattr(bus_kafka, "PUBLISH_TIMEOUT_S", 0.5)
+    kafka_broker.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(Unavailable, match="Kafka is away"):
+            writer.publish(votes(50, "too late"))
+        until = time.monotonic() + 15
+        while threading.active_count() > before and time.monotonic() < until:
+            time.sleep(0.02)
+        assert threading.active_count() <= before
+    finally:
+        kafka_broker.process.send_signal(signal.SIGCONT)
+    writer.close()
 
 
 def test_partitions_that_an_operator_adds_are_read_from_their_beginning(kafka_broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
