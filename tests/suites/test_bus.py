@@ -254,9 +254,7 @@ def test_tries_to_reach_a_broker_that_is_away_leave_nothing_open() -> None:
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) <= before
 
 
-def test_a_producer_that_is_given_up_with_events_in_flight_ends_its_thread(
-    kafka_broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_producer_that_is_given_up_with_events_in_flight_ends_its_thread(kafka_broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     if kafka_broker.process is None:
         pytest.skip("the broker is not ours to stop")
     section = BusSection(kind="kafka", bootstrap=kafka_broker.bootstrap, topic_prefix=f"late-{uuid.uuid4().hex[:8]}", partitions=1)
