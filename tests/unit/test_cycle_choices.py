@@ -50,6 +50,39 @@ def test_the_gate_looks_at_the_newest_answers_that_were_held_out(world: World, m
     assert {rollout.interaction_id for rollout in updates[0][0][1]} == {i.id for i in made}, "and nothing that was held out is trained on"
 
 
+def test_after_a_roll_back_the_gate_compares_with_what_is_live_again(world: World) -> None:
+    learner = world.learner()
+    voted(world, 2, held=True)
+    voted(world, 5)
+    learner.once()
+    voted(world, 5, version=1)
+    learner.once()
+    reports = [world.registry.version("policy", number).report for number in world.registry.numbers("policy")]
+    assert world.registry.champion("policy") == len(reports) == 2
+    assert reports[1]["kl_before"] == pytest.approx(reports[0]["kl_after"])
+    world.registry.roll_back("policy", by="operator", reason="test")
+    learner.once()
+    voted(world, 5, version=1)
+    learner.once()
+    assert world.registry.version("policy", 3).parent == 1
+    assert world.registry.version("policy", 3).report["kl_before"] == pytest.approx(reports[0]["kl_after"], rel=0.05)
+
+
+def test_a_fit_on_a_new_trunk_is_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = world.learner()
+    world.votes(24)
+    learner.once()
+    fits, follows = recorded(monkeypatch, reward_trainer, "fit"), reward_trainer.Spread(learner.reward.particles_KD, {"all": 1.0})
+    monkeypatch.setattr(reward_trainer, "plan", lambda *_: (reward_trainer.PROBES, follows))
+    learner.refit.ready = learner.refit.make(learner.lesson())
+    fits.clear()
+    world.votes(1)
+    learner.once()
+    world.votes(1)
+    learner.once()
+    assert [named["spread"] for _, named in fits] == [None, follows]
+
+
 def test_answers_of_versions_long_gone_are_not_learned_from(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world, updates = tiny(tmp_path, tiny_model, max_staleness_versions=1), recorded(monkeypatch, challenger, "train")
     learner = world.learner()

@@ -13,9 +13,9 @@ from attune.errors import RegistryError
 from attune.frozen import NUM_SCALARS
 from attune.reward import Anchors, RewardModel
 from attune.style import NUM_LOOKS, looks
-from attune.types import Demonstration, Kind, Preference, Rating, Signal, Version
+from attune.types import Demonstration, Kind, Preference, Rating, Signal
 from learner.likelihoods import NUM_NUISANCE, TIE_LOG_NU, Batch, Index, fisher_rows, make_batch, nll
-from learner.reward_trainer import FEW_VOTES, MANY, OTHER_PROBES_EVERY, PROBES, Judged, Typical, _posterior, fit, mattered, plan, to_try
+from learner.reward_trainer import FEW_VOTES, PROBES, Judged, Typical, _posterior, fit, to_try
 
 HIDDEN = 32
 WIDTH = NUM_LOOKS + 3 * HIDDEN + NUM_SCALARS
@@ -104,40 +104,6 @@ def test_with_many_votes_other_probes_are_tried_one_after_the_other() -> None:
     assert set(to_try(before, FEW_VOTES, None)) == {"all", "words"}
     assert set(to_try(before, FEW_VOTES, 0)) == set(PROBES)
     assert set(to_try({}, FEW_VOTES + 1, None)) == set(PROBES)  # a version without votes
-
-
-def published(report: dict[str, float]) -> Version:
-    return Version("reward", 0, {}, 0, "m", "", 0.0, 80, 0, report)
-
-
-@pytest.mark.parametrize("count", [40, 110])
-def test_one_more_vote_is_followed_by_the_mean_alone(count: int) -> None:
-    features, truth, rows = world()
-    said = votes("ranking", truth, count + 1)
-    before, report = fit(Judged(features, rows, {}, said[:-1]), typical(features), 0.5, 0)
-    version = published(report)
-    probes, spread = plan(version, before, FEW_VOTES + 1, 81)
-    assert set(probes) == set(mattered(report))
-    assert spread is not None
-    assert sum(spread.share.values()) == pytest.approx(1.0)
-    judged = Judged(features, rows, {}, said)
-    (quick, about), (whole, _) = fit(judged, typical(features), 0.5, 0, spread=spread), fit(judged, typical(features), 0.5, 0)
-    utility, settled, old = (model.judge(features)[0] for model in (quick, whole, before))
-    assert np.abs(utility - settled).max() < 0.2 * np.abs(settled).max()
-    assert np.abs(utility - settled).mean() < np.abs(old - settled).mean()  # nearer to what all votes say than what was known before
-    assert quick.judge(features)[1] == pytest.approx(before.judge(features)[1], rel=1e-3)
-    assert mattered(about) == mattered(report)
-
-
-def test_a_spread_is_kept_only_between_turns_and_of_the_version_that_it_belongs_to() -> None:
-    features, truth, rows = world()
-    model, report = fit(Judged(features, rows, {}, votes("ranking", truth, 40)), typical(features), 0.5, 0)
-    version, whole_turn = published(report), OTHER_PROBES_EVERY * MANY
-    assert plan(None, model, FEW_VOTES + 1, 80) == (PROBES, None)
-    assert plan(version, model, FEW_VOTES, 81)[1] is None
-    assert plan(version, model, FEW_VOTES + 1, 80 + whole_turn)[1] is None
-    assert plan(version, replace(model, version=7), FEW_VOTES + 1, 81)[1] is None
-    assert plan(replace(version, report={}), model, FEW_VOTES + 1, 81) == (PROBES, None)
 
 
 def test_the_fit_is_the_same_for_the_same_seed() -> None:

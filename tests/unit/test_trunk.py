@@ -1,5 +1,6 @@
 """The trunk: layers of the reward model's own that start as the frozen ones, learn from votes, and go live only if they judge better."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +12,16 @@ from transformers import GraniteConfig, GraniteForCausalLM
 from attune.errors import ConfigError, RegistryError
 from attune.frozen import Answer, FrozenBase, fastest_dtype, load_base
 from attune.packing import pack
-from attune.reward import RewardModel, unpack
+from attune.reward import RewardModel, Scale, unpack
 from attune.style import NUM_LOOKS
 from attune.trunk import WEIGHTS, Trunk, as_tensors, part, run
-from attune.types import Interaction, Kind
-from learner import refit
+from attune.types import Interaction, Kind, Signal
+from learner import refit, trunk_trainer
 from learner.cycle import Cycle
 from learner.eye import look_again
+from learner.likelihoods import Batch, nll, thumb_bias
 from learner.replay import Replay
-from learner.trunk_trainer import Fitted, fit
+from learner.trunk_trainer import Fitted, Lesson, fit
 from serve.scorer import Scorer, Wish
 from tests.fixtures.world import QUICK, World
 
@@ -109,6 +111,38 @@ def test_how_readily_people_put_the_thumb_up_is_no_merit_of_the_trunk(world: Wor
     report = cycle.refit.make(cycle.lesson()).report
     assert report["probe_log_loss"] < 0.5  # six of seven are up: whoever knows that much needs .41 nats, and .69 whoever does not
     assert report["trunk_log_loss"] == pytest.approx(report["probe_log_loss"], abs=0.03)
+
+
+def test_thumbs_and_stars_are_known_from_the_linear_model_and_their_prior_counts_once_an_epoch(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cycle = world.learner()
+    for number in range(60):
+        one = world.interaction()
+        world.store.write([one, world.vote(one, 1 if number % 7 else -1, Kind.THUMB)])
+    cycle.once()
+    steps, scales = list[tuple[float, float]](), list[Scale]()
+
+    def stepped(batch: Batch, f_M: torch.Tensor, nuisance: torch.Tensor, offset_U: torch.Tensor, prior: float) -> torch.Tensor:
+        steps.append((thumb_bias(nuisance.detach()), prior))
+        return nll(batch, f_M, nuisance, offset_U, prior)
+
+    def predicted(lesson: Lesson, signals: Sequence[Signal], said: Mapping[str, Sequence[float]], scale: Scale) -> tuple[float, float]:
+        scales.append(scale)
+        return judged(lesson, signals, said, scale)
+
+    judged = trunk_trainer._predicted
+    monkeypatch.setattr(trunk_trainer, "nll", stepped)
+    monkeypatch.setattr(trunk_trainer, "_predicted", predicted)
+    lesson = cycle.lesson()
+    cycle.refit.make(replace(lesson, asked={name: replace(asked, present=[0.0] * 9) for name, asked in lesson.asked.items()}))
+    trunk, probe, present = scales
+    assert trunk.thumb_bias != probe.thumb_bias
+    assert steps[0][0] == pytest.approx(probe.thumb_bias)
+    assert probe.thumb_bias > 0.5
+    assert sum(prior for _, prior in steps) == pytest.approx(trunk_trainer.EPOCHS)
+    assert 0.0 < abs(trunk.thumb_bias - steps[-1][0]) <= 1.1 * trunk_trainer.NUISANCE_LR  # as after the last step
+    assert present == probe
 
 
 def taught(world: World, votes: int) -> tuple[Cycle, Fitted]:
