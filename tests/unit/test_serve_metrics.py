@@ -9,12 +9,14 @@ from typing import cast
 
 from attune.frozen import FrozenBase
 from attune.registry import Registry
-from attune.types import LEARNING
+from attune.types import LEARNING, ArtifactKind
 from feedback.views import Views
 from serve import metrics
 from serve.announcer import Announcer
 from serve.scorer import Scorer, Wish
 from tests.suites.events import interaction
+
+KINDS: tuple[ArtifactKind, ...] = ("reward", "policy")
 
 
 class Votes:
@@ -59,6 +61,22 @@ def test_votes_of_a_version_that_went_live_before_this_server_started_are_not_co
     for number in (1, 2):
         asyncio.run(announcer("policy", number))
     assert votes.asked == [["2"]]
+
+
+def test_votes_are_counted_once_whatever_was_rolled_back_and_for_each_kind_apart(tmp_path: Path) -> None:
+    registry, votes = Registry(tmp_path), Votes()
+    announcer = Announcer(registry, cast(Views, votes))
+    for number, parent in ((1, 0), (2, 1), (3, 2), (4, 2), (5, 4), (6, 5)):  # 3 was rolled back: its votes are 4's
+        for kind in KINDS:
+            registry.publish(
+                kind, {"x": b""}, parent=parent, base_model="m", base_revision="", trained_through=number, report={},
+                events=(f"{kind}-{number}",),
+            )  # fmt: skip
+            registry.promote(kind, number, by="learner", reason="made")
+    live: list[tuple[ArtifactKind, int]] = [("reward", 1), ("reward", 5), ("policy", 2), ("reward", 6), ("policy", 5)]
+    for kind, number in live:
+        asyncio.run(announcer(kind, number))
+    assert votes.asked == [["reward-1"], ["reward-5", "reward-4", "reward-2"], ["policy-2"], ["reward-6"], ["policy-5", "policy-4"]]
 
 
 def test_a_report_is_shown_for_as_long_as_its_version_is_live(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from serve.access import Caller
 from serve.adapter import AdapterSettings, Fingerprint, FingerprintSequence, expected_shapes, judge
 from serve.answer import Answerer, Ask, Draw
 from serve.pending import Pending
-from serve.recent import RecentInteractions
+from serve.recent import RecentInteractions, Summary
 from serve.rerank import choose
 from serve.routes import chat, feedback
 from serve.schemas import ChatRequest, FeedbackRequest
@@ -143,6 +143,16 @@ def test_a_vote_with_key_and_token_is_of_whom_the_request_named(tmp_path: Path) 
 def test_what_speaks_of_the_whole_answer_is_one_vote_however_it_is_said() -> None:
     said = [FeedbackRequest(interaction_id="i1", kind=Kind.THUMB, value=1, aspect=aspect) for aspect in (None, "", "overall", "tone")]
     assert [body.aspect for body in said] == [None, None, None, "tone"]
+
+
+def test_a_vote_that_names_candidates_is_of_no_choice() -> None:
+    known = Summary(shown=(2,), num_candidates=4, user=None, policy_version=0)
+    compared = FeedbackRequest(interaction_id="i1", kind=Kind.COMPARISON, value={"better": 2, "worse": 0}, choice=1)
+    feedback._check_against(compared, known)
+    with pytest.raises(RequestError, match="candidates 0 to 3"):
+        feedback._check_against(compared.model_copy(update={"value": {"better": 4, "worse": 0}}), known)
+    with pytest.raises(RequestError, match="choices 0 to 0"):
+        feedback._check_against(FeedbackRequest(interaction_id="i1", kind=Kind.THUMB, value=1, choice=1), known)
 
 
 def test_null_means_not_said() -> None:
