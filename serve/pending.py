@@ -7,6 +7,9 @@ from collections import OrderedDict
 from attune.events import new_event_id
 from attune.types import Feedback
 
+STEP_S = 1e-6
+"""What two words on one vote lie apart at least: the last one counts, by their times."""
+
 
 class Pending:
     """The newest acknowledged votes by id, and the newest idempotency keys; thread-safe."""
@@ -15,7 +18,7 @@ class Pending:
         self._limit = limit
         self._lock = threading.Lock()
         self._votes: OrderedDict[str, Feedback] = OrderedDict()
-        self._withdrawn: set[str] = set()
+        self._withdrawn: dict[str, float] = {}
         self._keys: OrderedDict[str, tuple[str, str, float]] = OrderedDict()
 
     def event(self, key: str, content: str, now: float, *, fresh: bool = False) -> tuple[str, float]:
@@ -39,12 +42,12 @@ class Pending:
             known = self._votes.get(feedback.id)
             if known is not None and known.received_at > feedback.received_at:
                 return
-            self._withdrawn.discard(feedback.id)
+            self._withdrawn.pop(feedback.id, None)
             self._votes[feedback.id] = feedback
             self._votes.move_to_end(feedback.id)
             while len(self._votes) > self._limit:
                 old, _ = self._votes.popitem(last=False)
-                self._withdrawn.discard(old)
+                self._withdrawn.pop(old, None)
 
     def get(self, ident: str) -> Feedback | None:
         """Return a vote that is among the newest and was not withdrawn."""
@@ -61,8 +64,15 @@ class Pending:
         with self._lock:
             return sum(vote.received_at > moment and ident not in self._withdrawn for ident, vote in self._votes.items())
 
-    def withdraw(self, ident: str) -> None:
+    def withdraw(self, ident: str, now: float) -> None:
         """Remember that a vote was taken back."""
         with self._lock:
             if ident in self._votes:
-                self._withdrawn.add(ident)
+                self._withdrawn[ident] = now
+
+    def after(self, ident: str, now: float) -> float:
+        """Return the time of the next word on a vote: now, or just after the last one where the clock has been set back since."""
+        with self._lock:
+            vote = self._votes.get(ident)
+            last = max(0.0 if vote is None else vote.received_at, self._withdrawn.get(ident, 0.0))
+            return max(now, last + STEP_S)

@@ -17,6 +17,7 @@ from attune.types import Feedback, Kind, Withdrawal
 from feedback.views import StoredFeedback
 from serve import metrics
 from serve.access import Anyone, Caller, Known
+from serve.pending import STEP_S
 from serve.receipts import receipt
 from serve.recent import Summary
 from serve.schemas import FeedbackRequest
@@ -37,7 +38,7 @@ async def give(
         _check_against(body, summary)
         user = user or summary.user
     ident = feedback_id(body.interaction_id, user, body.kind, body.aspect, body.choice)
-    event_id, received_at = new_event_id(), time.time()
+    event_id, received_at = new_event_id(), state.pending.after(ident, time.time())
     if idempotency_key is not None:
         event_id, received_at = await _event(state, ident, idempotency_key, body, user)
     feedback = Feedback(
@@ -76,9 +77,10 @@ async def withdraw(ident: str, request: Request, caller: Known) -> JSONResponse:
     feedback = held or (stored.feedback if stored else None)
     if feedback is None:
         raise RequestError(f"There is no feedback `{ident}`.", status=404, param="id", code="feedback_not_found")
-    withdrawal = Withdrawal(new_event_id(), ident, feedback.interaction_id, time.time())
+    now = max(time.time(), feedback.received_at + STEP_S)
+    withdrawal = Withdrawal(new_event_id(), ident, feedback.interaction_id, now)
     await state.outbox.put(encode(withdrawal))
-    state.pending.withdraw(ident)
+    state.pending.withdraw(ident, now)
     metrics.WITHDRAWALS.inc()
     return JSONResponse({"id": ident, "status": "withdrawn"}, status_code=202)
 
@@ -153,4 +155,4 @@ async def _event(state: Any, ident: str, key: str, body: FeedbackRequest, user: 
     with suppress(Unavailable):  # the store is away: the memory of this server has to do
         stored = await asyncio.to_thread(state.views.receipt, ident)
         withdrawn = withdrawn or (stored is not None and not stored.in_force and state.pending.get(ident) is None)
-    return state.pending.event(f"{state.secrets.key_id}:{key}", content, time.time(), fresh=withdrawn)  # type: ignore[no-any-return]
+    return state.pending.event(f"{state.secrets.key_id}:{key}", content, state.pending.after(ident, time.time()), fresh=withdrawn)  # type: ignore[no-any-return]

@@ -253,6 +253,19 @@ def test_a_late_repetition_does_not_undo_a_change_of_mind() -> None:
     assert (held.value, held.received_at) == (-1, 2.0)
 
 
+def test_the_last_word_on_a_vote_counts_also_where_the_clock_was_set_back() -> None:
+    pending = Pending()
+    for value, now in ((1, 1000.0), (-1, 400.0)):
+        pending.add(Feedback("fb", f"event-{value}", "chatcmpl-1", Kind.THUMB, value, 0, pending.after("fb", now)))
+    held = pending.get("fb")
+    assert held is not None
+    assert held.value == -1
+    assert 1000.0 < held.received_at < 1000.01
+    pending.withdraw("fb", taken_back := pending.after("fb", 401.0))
+    assert held.received_at < taken_back < pending.after("fb", 402.0) < 1000.01
+    assert pending.after("other", 403.0) == 403.0
+
+
 @pytest.mark.parametrize(("purpose", "kept"), [("answer", "c-1"), ("evaluation", EVALUATION), ("learning", LEARNING)])
 def test_what_an_answer_is_for_is_kept_with_it(purpose: str, kept: str) -> None:
     body = ChatRequest.model_validate({"messages": [{"role": "user", "content": "hi"}], "purpose": purpose, "conversation_id": "c-1"})
