@@ -103,6 +103,8 @@ class Spread:
 
     deviations_KD: Array
     share: Mapping[str, float]
+    mean_D: Array
+    """Where the next fit begins to look for its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +176,11 @@ def _believed(batch: Batch, z_MD: torch.Tensor, start_M: torch.Tensor, generator
 def _followed(batch: Batch, z_MD: torch.Tensor, start_M: torch.Tensor, spread: Spread) -> _Belief:
     """Return where the mean of an earlier fit goes with these votes, its particles about it as they were."""
     grams, means, scales = _grams(z_MD), list[torch.Tensor](), list[Scale]()
+    near_D = torch.tensor(spread.mean_D[: z_MD.shape[1]])
     for name in spread.share:
         std_D = _prior_std(PROBES[name], z_MD.shape[1])
-        mode = _mode(batch, _space(z_MD, std_D, grams, PROBES[name]), std_D, start_M)
+        space = _space(z_MD, std_D, grams, PROBES[name])
+        mode = _mode(batch, space, std_D, start_M, _place(space, near_D / std_D))
         means.append(_mean_weights(mode) * std_D)
         scales.append(_said(mode))
     share = list(spread.share.values())
@@ -222,7 +226,7 @@ def plan(before: Version | None, model: RewardModel, votes: int, position: int) 
     known = {name: before.report[f"probe_{name}"] for name in mattered(before.report)}
     follows = turn is None and votes > FEW_VOTES and known and model.version == before.number
     share = {name: value / sum(known.values()) for name, value in known.items()}
-    return to_try(before.report, votes, turn), Spread(model.particles_KD - model.mean_D, share) if follows else None
+    return to_try(before.report, votes, turn), Spread(model.particles_KD - model.mean_D, share, model.mean_D) if follows else None
 
 
 def mattered(report: Mapping[str, Any]) -> list[str]:
@@ -290,8 +294,16 @@ def _to_weights(space: _Space, u_KR: torch.Tensor, prior_KD: torch.Tensor, noise
     return weights_KD
 
 
-def _mode(batch: Batch, space: _Space, std_D: torch.Tensor, start_M: torch.Tensor) -> _Mode:
-    u_R = torch.zeros(space.X_MR.shape[1], requires_grad=True)
+def _place(space: _Space, weights_D: torch.Tensor) -> torch.Tensor:
+    """Return the coordinates of the utilities that these weights (prior N(0, I)) give."""
+    if not space.by_answer:
+        return weights_D
+    place_R: torch.Tensor = torch.linalg.solve_triangular(space.X_MR, (space.phi_MD @ weights_D)[:, None], upper=False)[:, 0]
+    return place_R
+
+
+def _mode(batch: Batch, space: _Space, std_D: torch.Tensor, start_M: torch.Tensor, near_R: torch.Tensor | None = None) -> _Mode:
+    u_R = (torch.zeros(space.X_MR.shape[1]) if near_R is None else near_R.clone()).requires_grad_(True)
     nuisance = torch.zeros(NUM_NUISANCE, requires_grad=True)
     offset_U = torch.zeros(batch.num_users, requires_grad=True)
     parameters = [u_R, nuisance, offset_U]

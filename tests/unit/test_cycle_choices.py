@@ -72,7 +72,8 @@ def test_a_fit_on_a_new_trunk_is_whole(world: World, monkeypatch: pytest.MonkeyP
     learner = world.learner()
     world.votes(24)
     learner.once()
-    fits, follows = recorded(monkeypatch, reward_trainer, "fit"), reward_trainer.Spread(learner.reward.particles_KD, {"all": 1.0})
+    fits, reward = recorded(monkeypatch, reward_trainer, "fit"), learner.reward
+    follows = reward_trainer.Spread(reward.particles_KD, {"all": 1.0}, reward.mean_D)
     monkeypatch.setattr(reward_trainer, "plan", lambda *_: (reward_trainer.PROBES, follows))
     learner.refit.ready = learner.refit.make(learner.lesson())
     fits.clear()

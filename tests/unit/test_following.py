@@ -1,14 +1,18 @@
 """One more vote is followed by the mean of the reward model alone: what that must keep, and when a fit is whole again."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from attune.reward import RewardModel
 from attune.types import Version
+from learner import reward_trainer
+from learner.likelihoods import nll
 from learner.reward_trainer import FEW_VOTES, MANY, OTHER_PROBES_EVERY, PROBES, Judged, Spread, Typical, fit, mattered, plan
-from tests.unit.test_reward import typical, votes, world
+from tests.unit.test_reward import SIZE, WIDTH, typical, votes, world
 
 
 def published(report: dict[str, float]) -> Version:
@@ -45,12 +49,13 @@ def test_a_spread_is_kept_only_between_turns_and_of_the_version_that_it_belongs_
     assert plan(replace(version, report={}), model, FEW_VOTES + 1, 81) == (PROBES, None)
 
 
-def followed(kind: str, trunk: bool) -> tuple[RewardModel, RewardModel, Judged, Typical, Spread]:
-    """Return a fit on 40 votes, one that follows the forty-first, and what the latter was made of."""
+def followed(kind: str, trunk: bool, count: int = 40) -> tuple[RewardModel, RewardModel, Judged, Typical, Spread]:
+    """Return a fit on some votes, one that follows one more, and what the latter was made of."""
     features, truth, rows = world()
+    features, truth = features[: SIZE * (count + 1)], truth[: SIZE * (count + 1)]
     if trunk:  # its number stands behind the others, and knows the taste already
         features = np.concatenate([features, truth[:, None].astype(np.float32)], 1)
-    said, about = votes(kind, truth, 41), typical(features)
+    said, about = votes(kind, truth, count + 1), typical(features)
     before, report = fit(Judged(features, rows, {}, said[:-1]), about, 0.5, 0, trunk=trunk)
     spread = plan(published(report), before, FEW_VOTES + 1, 81)[1]
     assert spread is not None
@@ -65,6 +70,27 @@ def test_a_vote_is_followed_from_where_the_trunk_stands() -> None:
     whole = fit(judged, about, 0.5, 0, trunk=True)[0]
     utility, settled = (model.judge(judged.features_MD)[0] for model in (quick, whole))
     assert np.abs(utility - settled).max() < 0.1 * np.abs(settled).max()
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_following_begins_where_the_last_fit_ended(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, judged, about, spread = followed("ranking", trunk=False, count=count)
+    assert (len(judged.features_MD) < WIDTH) is (count == 20)  # coordinates count answers, or features
+    monkeypatch.setattr(reward_trainer, "TOLERANCE_NATS", 1e-4)
+    steps = list[int]()
+
+    def counted(*given: Any, **named: Any) -> torch.Tensor:
+        steps[-1] += 1
+        return nll(*given, **named)
+
+    monkeypatch.setattr(reward_trainer, "nll", counted)
+    said = []
+    for mean_D in (spread.mean_D, np.zeros_like(spread.mean_D)):
+        steps.append(0)
+        said.append(fit(judged, about, 0.5, 0, spread=replace(spread, mean_D=mean_D))[0].judge(judged.features_MD)[0])
+    near, far = said
+    assert steps[0] < 0.8 * steps[1], steps
+    assert near == pytest.approx(far, abs=0.02 * float(np.abs(far).max()))
 
 
 def test_what_thumbs_say_is_followed_too() -> None:
