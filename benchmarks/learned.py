@@ -55,16 +55,20 @@ def of_taste(taste: str, runs: Sequence[Run], first_stop: int) -> dict[str, floa
 
 
 def against_offline(taste: str, online: Sequence[Run], offline: Sequence[Run]) -> dict[str, float]:
-    """Return how many votes on the base's answers do what so many online do, and draw both curves."""
+    """Return how many votes on the base's answers do what one online does, where both end at least, and draw both curves.
+
+    Below 1, online votes are the ones that more are needed of.
+    """
     ours, theirs = curve(online), curve(offline)
     draw(taste, ours, theirs)
-    votes, reached = theirs[-1]
-    needed = votes_for(ours, reached)
+    reached = min(ours[-1][1], theirs[-1][1])
+    online_votes, offline_votes = votes_for(ours, reached), votes_for(theirs, reached)
     return {
-        "votes_online_vs_offline": votes / max(1.0, needed),
-        "offline_preference": reached,
+        "votes_online_vs_offline": offline_votes / max(1.0, online_votes),
+        "offline_preference": theirs[-1][1],
         "online_preference": ours[-1][1],
-        "online_votes": needed,
+        "online_votes": online_votes,
+        "offline_votes": offline_votes,
     }
 
 

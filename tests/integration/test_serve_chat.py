@@ -19,7 +19,7 @@ def ask(bench: Bench, **more: object) -> openai.types.chat.ChatCompletion:
 
 
 def test_plain_reply_names_what_made_it(bench: Bench) -> None:
-    reply = ask(bench)
+    reply = ask(bench, seed=1)  # which of the untrained model's answers are without a word is a matter of luck: such a one is never tied
     told = reply.model_extra["attune"]  # type: ignore[index]
     assert reply.id == told["interaction_id"]
     assert reply.model == "attune"

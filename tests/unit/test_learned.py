@@ -1,5 +1,7 @@
 """What the benchmark of learning says of its runs: quantiles as PromQL has them, curves, and the votes that a preference takes."""
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks import learned, pace
@@ -38,6 +40,23 @@ def test_votes_that_a_preference_takes() -> None:
     assert learned.votes_for(points, 0.8) == pytest.approx(260.0)
     assert learned.votes_for(points, 0.95) == 300.0
     assert learned.votes_for(points, 0.4) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("online", "offline", "expected"),
+    [
+        ((0.7, 0.9), (0.6, 0.7), {"votes_online_vs_offline": 2.0, "online_votes": 100.0, "offline_votes": 200.0}),
+        ((0.6, 0.7), (0.7, 0.9), {"votes_online_vs_offline": 0.5, "online_votes": 200.0, "offline_votes": 100.0}),
+    ],
+)
+def test_online_and_offline_are_held_against_each_other_where_both_end(
+    online: tuple[float, ...], offline: tuple[float, ...], expected: dict[str, float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(learned, "PLOT", tmp_path / "plot.png")
+    figures = learned.against_offline("any", [run(*online)], [run(*offline)])
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+    assert (figures["online_preference"], figures["offline_preference"]) == (online[-1], offline[-1])
+    assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
 def test_a_long_run_tells_its_fall_and_whether_a_wire_spoke() -> None:
